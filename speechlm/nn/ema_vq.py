@@ -1,0 +1,210 @@
+"""Vector quantisation with a codebook that follows its vectors by exponential moving averages.
+
+Source: the released GLM-4-Voice tokenizer (nearest neighbour in L2, Laplace-smoothed counts, restart of dead codes), with three
+changes. Statistics are gathered in forward and applied once per optimizer step, so accumulation and checkpointing leave the
+averages alone. Random draws come from the frames of all ranks together, so two ranks make the codebook that one rank makes. The
+codebook can start from k-means over frames of many batches (one batch has fewer frames than a large codebook has codes).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from speechlm.nn.kmeans import kmeans, nearest
+from speechlm.nn.quantizer import Quantized, Quantizer, is_distributed, sum_over_ranks
+
+Init = Literal["kmeans", "frames", "random"]
+
+
+class EmaVQ(Quantizer):
+    """EMA codebook of (V, D) float32 vectors.
+
+    Args:
+        dim: D.
+        num_codes: V: 4096 at 50 and 25 Hz, 16384 at 12.5 Hz, 65536 at 6.25 Hz in the paper.
+        decay: of the moving averages.
+        commitment: weight of the commitment loss, mean squared distance of the vectors to their (fixed) codes. The released
+            model has 10 * 0.25, the GLM-4-Voice report says 10.
+        restart_every: updates between restarts of dead codes; 0 never restarts.
+        restart_below: a code with a smoothed count under this is dead; None takes `decay ** restart_every` as released, which,
+            because of the smoothing, first catches unused codes at the second restart.
+        init: where the first codebook comes from: k-means over gathered frames, a draw of them, or random numbers.
+        init_updates: optimizer steps during which frames are gathered and vectors pass through unquantised. The network gets used
+            to pooling before it has to bear quantisation.
+        init_frames_per_code: frames gathered per code, drawn evenly over the `init_updates` steps.
+        kmeans_iterations: rounds of Lloyd's algorithm.
+        seed: of all random draws.
+    """
+
+    codebook: Tensor  # (V, D)
+    ema_count: Tensor  # (V,)
+    ema_weight: Tensor  # (V, D)
+    num_updates: Tensor  # ()
+    pool: Tensor  # (frames, D) gathered for the first codebook; empty before and after
+
+    def __init__(
+        self,
+        dim: int,
+        num_codes: int,
+        decay: float = 0.99,
+        commitment: float = 2.5,
+        restart_every: int = 100,
+        restart_below: float | None = None,
+        init: Init = "kmeans",
+        init_updates: int = 100,
+        init_frames_per_code: int = 8,
+        kmeans_iterations: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(dim, num_codes)
+        if init not in ("kmeans", "frames", "random"):
+            raise ValueError(f"init must be 'kmeans', 'frames' or 'random', got {init!r}")
+        if init != "random" and init_updates < 1:
+            raise ValueError(f"a codebook made from data needs init_updates >= 1 step to gather it, got {init_updates}")
+        self.decay = decay
+        self.commitment = commitment
+        self.restart_every = restart_every
+        self.restart_below = decay**restart_every if restart_below is None else restart_below
+        self.init = init
+        self.init_updates = 0 if init == "random" else init_updates
+        self.init_frames_per_code = init_frames_per_code
+        self.kmeans_iterations = kmeans_iterations
+        self.seed = seed
+        start = 0.02 * torch.randn(num_codes, dim, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("codebook", start)
+        self.register_buffer("ema_count", torch.ones(num_codes))
+        self.register_buffer("ema_weight", start.clone())
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
+        self.register_buffer("pool", start.new_zeros(0, dim))
+        self._forget()
+
+    @property
+    def ready(self) -> bool:
+        return int(self.num_updates) >= self.init_updates
+
+    def forward(self, x: Tensor, real: Tensor) -> Quantized:
+        with torch.autocast(x.device.type, enabled=False):
+            x32 = x.float()
+            if not self.ready:
+                self._gather(x32[real])
+                return Quantized(x, torch.full_like(real, -1, dtype=torch.long), x32.new_zeros(()))
+            codes = nearest(x32.detach().flatten(0, 1), self.codebook).view(real.shape)
+            q = F.embedding(codes, self.codebook)
+            self._gather(x32[real], codes[real])
+            distance = (x32 - q).square().mean(dim=-1)
+            loss = self.commitment * (distance * real).sum() / real.sum().clamp(min=1)
+        return Quantized(x + (q.to(x) - x).detach(), codes, loss)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.codebook)
+
+    @torch.no_grad()
+    def update(self) -> dict[str, float]:
+        if not self.ready:
+            self._grow_pool()
+        else:
+            self._move_averages()
+        self.num_updates += 1
+        restarted = self._restart() if self.ready and self._restart_is_due() else 0
+        if self.pool.numel() and self.ready:
+            self._start_codebook()
+        self._forget()
+        return {"restarted": float(restarted)}
+
+    # -- what forward passes leave for the update ----------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._frames: list[Tensor] = []  # (n, D) of each forward pass since the last update
+        self._count: Tensor | None = None  # (V,)
+        self._sum: Tensor | None = None  # (V, D)
+
+    @torch.no_grad()
+    def _gather(self, frames: Tensor, codes: Tensor | None = None) -> None:
+        """Keep (n, D) frames, and with their (n,) codes the sums per code, until the next update."""
+        if not self.training:
+            return
+        self._frames.append(frames.detach())
+        if codes is None:
+            return
+        if self._count is None or self._sum is None:
+            self._count, self._sum = torch.zeros_like(self.ema_count), torch.zeros_like(self.ema_weight)
+        self._count += torch.bincount(codes, minlength=self.num_codes)
+        self._sum.index_add_(0, codes, frames.detach())
+
+    def _move_averages(self) -> None:
+        count = torch.zeros_like(self.ema_count) if self._count is None else self._count
+        total = torch.zeros_like(self.ema_weight) if self._sum is None else self._sum
+        sum_over_ranks(count)
+        sum_over_ranks(total)
+        self.ema_count.mul_(self.decay).add_(count, alpha=1 - self.decay)
+        everything = self.ema_count.sum()
+        self.ema_count.add_(1e-5).mul_(everything / (everything + self.num_codes * 1e-5))  # Laplace smoothing
+        self.ema_weight.mul_(self.decay).add_(total, alpha=1 - self.decay)
+        self.codebook.copy_(self.ema_weight / self.ema_count[:, None])
+
+    # -- random draws from the frames of all ranks ---------------------------------------------------------------------
+
+    def _draw_frames(self, num: int) -> Tensor:
+        """(<= num, D) frames seen since the last update, drawn over all ranks alike; every rank gets the same ones.
+
+        Which frame is drawn depends on the frames of all ranks in rank order, not on how they were split among ranks.
+        """
+        local = torch.cat(self._frames) if self._frames else self.codebook.new_zeros(0, self.dim)
+        sizes = _gather_sizes(len(local), local.device)
+        total, before = int(sizes.sum()), int(sizes[: _rank()].sum())
+        picks = torch.randperm(total, generator=self._generator())[:num].to(local.device) - before
+        mine = (picks >= 0) & (picks < len(local))
+        drawn = local.new_zeros(len(picks), self.dim)
+        drawn[mine] = local[picks[mine]]
+        return sum_over_ranks(drawn)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.num_updates))
+
+    # -- restarts and the first codebook -------------------------------------------------------------------------------
+
+    def _restart_is_due(self) -> bool:
+        since_start = int(self.num_updates) - self.init_updates
+        return self.restart_every > 0 and since_start > 0 and since_start % self.restart_every == 0
+
+    def _restart(self) -> int:
+        """Dead codes become random current frames. Returns how many codes were replaced."""
+        dead = torch.nonzero(self.ema_count < self.restart_below)[:, 0]
+        drawn = self._draw_frames(len(dead))
+        dead = dead[: len(drawn)]  # more dead codes than frames: the rest waits for the next restart
+        self.codebook[dead], self.ema_weight[dead], self.ema_count[dead] = drawn, drawn, 1.0
+        return len(dead)
+
+    def _grow_pool(self) -> None:
+        per_update = -(-self.num_codes * self.init_frames_per_code // self.init_updates)
+        self.pool = torch.cat([self.pool, self._draw_frames(per_update)])
+
+    def _start_codebook(self) -> None:
+        iterations = self.kmeans_iterations if self.init == "kmeans" else 0
+        self.codebook.copy_(kmeans(self.pool, self.num_codes, iterations, self._generator()))
+        if is_distributed():  # ranks agree to the last bit, whatever their devices
+            torch.distributed.broadcast(self.codebook, src=0)
+        self.ema_weight.copy_(self.codebook)
+        self.ema_count.fill_(1.0)
+        self.pool = self.pool[:0].clone()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        """The pool's size depends on when the checkpoint was written."""
+        saved = state_dict.get(prefix + "pool")
+        if saved is not None:
+            self.pool = self.pool.new_zeros(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if is_distributed() else 0
+
+
+def _gather_sizes(size: int, device: torch.device) -> Tensor:
+    """(ranks,) how many frames each rank holds."""
+    world = torch.distributed.get_world_size() if is_distributed() else 1
+    sizes = torch.zeros(world, dtype=torch.long, device=device)
+    sizes[_rank()] = size
+    return sum_over_ranks(sizes)

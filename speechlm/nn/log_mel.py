@@ -1,0 +1,82 @@
+"""Whisper's log-mel features, in batch, on the device, and independent of what else is in the batch."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+from speechlm.nn.masks import length_mask
+
+SAMPLE_RATE_HZ = 16_000
+N_FFT = 400
+HOP = 160
+DYNAMIC_RANGE = 8.0  # in log10: everything 80 dB under the maximum is raised to that floor
+
+Floor = Literal["clip", "running"]
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram as Whisper was trained on, equal to transformers' `WhisperFeatureExtractor` (16 kHz, 100 frames/s).
+
+    Each recording is handled as if it were alone and padded with zeros to a whole number of `pad_to` samples: its reflected
+    right edge and its maximum are its own, so its features are the same in any batch.
+
+    Args:
+        num_mel_bins: 80, or 128 for large-v3.
+        pad_to: recordings are seen padded to a multiple of this many samples (one speech token).
+        floor: what the dynamic range is counted from. "clip" is Whisper's: the maximum of the whole recording, so a loud sound
+            at its end changes the features of its beginning. "running" takes the maximum so far: causal, for streaming.
+    """
+
+    def __init__(self, num_mel_bins: int, pad_to: int = 1280, floor: Floor = "clip") -> None:
+        super().__init__()
+        if pad_to % HOP:
+            raise ValueError(f"pad_to must be a multiple of {HOP} samples (one mel frame), got {pad_to}")
+        if floor not in ("clip", "running"):
+            raise ValueError(f"floor must be 'clip' or 'running', got {floor!r}")
+        self.pad_to = pad_to
+        self.floor = floor
+        filters = mel_filter_bank(
+            num_frequency_bins=1 + N_FFT // 2,
+            num_mel_filters=num_mel_bins,
+            min_frequency=0.0,
+            max_frequency=8000.0,
+            sampling_rate=SAMPLE_RATE_HZ,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)  # (201, M)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N) waveform and (B,) samples -> (B, M, F) features, zero behind each recording's end, and (B,) frames."""
+        padded_lens = (audio_lens + self.pad_to - 1) // self.pad_to * self.pad_to
+        frames = self._frames(audio.float(), audio_lens, padded_lens)
+        with torch.autocast(audio.device.type, enabled=False):
+            spectrum = torch.stft(frames, N_FFT, HOP, window=self.window, center=False, return_complex=True)
+            power = spectrum[..., :-1].abs().square()  # Whisper drops the last frame
+            mel = torch.einsum("bkf,km->bmf", power, self.filters).clamp(min=1e-10).log10()
+        mel_lens = padded_lens // HOP
+        real = length_mask(mel_lens, mel.shape[-1])[:, None]
+        mel = torch.maximum(mel, self._maximum(mel.masked_fill(~real, -torch.inf)) - DYNAMIC_RANGE)
+        return ((mel + 4.0) / 4.0).masked_fill(~real, 0.0), mel_lens
+
+    def _maximum(self, mel: Tensor) -> Tensor:
+        """(B, M, F) -> (B, 1, 1) or (B, 1, F): what the dynamic range hangs from."""
+        loudest = mel.amax(dim=1, keepdim=True)
+        return loudest.amax(dim=2, keepdim=True) if self.floor == "clip" else loudest.cummax(dim=2).values
+
+    def _frames(self, audio: Tensor, audio_lens: Tensor, padded_lens: Tensor) -> Tensor:
+        """(B, N) -> (B, N' + 400): zeros behind the end, both edges of each recording mirrored as a centred STFT does."""
+        edge = N_FFT // 2
+        width = int(padded_lens.max())
+        audio = F.pad(audio, (0, max(0, width - audio.shape[1])))[:, :width]
+        audio = audio * length_mask(audio_lens, width)
+        mirrored = padded_lens[:, None] - 2 - torch.arange(edge, device=audio.device)  # right edge, without the last sample
+        tail = audio.gather(1, mirrored.clamp(min=0))
+        extended = F.pad(audio, (edge, edge))
+        extended[:, :edge] = audio[:, 1 : edge + 1].flip(1)
+        where = edge + padded_lens[:, None] + torch.arange(edge, device=audio.device)
+        return extended.scatter(1, where, tail)

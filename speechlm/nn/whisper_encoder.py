@@ -1,0 +1,166 @@
+"""Whisper's encoder with a bottleneck in its middle: causal convolutions, block-causal attention, average pooling, a quantizer.
+
+Built from transformers' own layers, so any Whisper checkpoint fits. Runs on audio of any length up to 30 s without padding to
+30 s. Source: the released GLM-4-Voice tokenizer; arXiv 2411.17607 section 2.1, 2412.02612 section 2.1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from speechlm.nn.masks import attention_mask, block_causal_mask, length_mask
+from speechlm.nn.quantizer import Quantized, Quantizer
+
+POSITIONS_PER_SEC = 50.0  # two mel frames per encoder position
+
+QuantizerFactory = Callable[[int], Quantizer]
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """Where and how the encoder is narrowed. The defaults are the released tokenizer's; None stands for the middle layer.
+
+    Args:
+        after_layer: layers before pooling and quantiser; the middle of the encoder where None.
+        block_sec: attention sees all of the past and its own block of this many seconds; None sees the whole recording.
+        causal_convs: convolutions see the past only, with Whisper's weights moved to the left edge.
+        second_positions: what the learnt position table behind the quantiser starts from: the first rows of Whisper's table as
+            released, its rows at the pooled times, or zeros.
+        activation_checkpointing: recompute each layer in the backward pass; less memory for a third more arithmetic.
+    """
+
+    after_layer: int | None = None
+    block_sec: float | None = 4.0
+    causal_convs: bool = True
+    second_positions: str = "first"
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.second_positions not in ("first", "strided", "zeros"):
+            raise ValueError(f"second_positions must be 'first', 'strided' or 'zeros', got {self.second_positions!r}")
+
+
+class Encoded(NamedTuple):
+    """What the whole encoder gives."""
+
+    states: Tensor  # (B, T, D) for the decoder's cross-attention
+    state_lens: Tensor  # (B,)
+    quantized: Quantized | None  # None where no quantiser was asked for
+
+
+class WhisperVQEncoder(nn.Module):
+    """The encoder of a Whisper checkpoint with pooling and quantiser.
+
+    Args:
+        encoder: transformers' encoder; its parts are taken over.
+        pooling: encoder positions averaged into one token: 1, 2, 4, 8 for 50, 25, 12.5, 6.25 Hz.
+        bottleneck: where and how.
+        quantizer: makes the quantiser for a width; None leaves the vectors as they are.
+    """
+
+    def __init__(
+        self,
+        encoder: WhisperEncoder,
+        pooling: int,
+        bottleneck: Bottleneck | None = None,
+        quantizer: QuantizerFactory | None = None,
+    ) -> None:
+        super().__init__()
+        self.bottleneck = bottleneck or Bottleneck()
+        self.pooling = pooling
+        self.conv1, self.conv2 = encoder.conv1, encoder.conv2
+        self.embed_positions = encoder.embed_positions.requires_grad_(False)
+        self.layers, self.layer_norm = encoder.layers, encoder.layer_norm
+        for conv in (self.conv1, self.conv2):
+            conv.padding = (0,)  # padding is ours: left only, or both sides
+        half = len(self.layers) // 2
+        self.after_layer = half if self.bottleneck.after_layer is None else self.bottleneck.after_layer
+        if not 0 < self.after_layer <= len(self.layers):
+            raise ValueError(
+                f"the encoder has {len(self.layers)} layers, a bottleneck after layer {self.after_layer} is not inside it; "
+                f"edit `bottleneck.after_layer`"
+            )
+        self.block_positions = self._block_positions()
+        self.embed_positions2 = nn.Embedding.from_pretrained(self._second_positions(), freeze=False)
+        self.quantizer = quantizer(encoder.config.d_model) if quantizer else None
+
+    def forward(self, mel: Tensor, mel_lens: Tensor, quantize: bool = True) -> Encoded:
+        """(B, M, F) log-mel and (B,) frames -> states for the decoder. `quantize=False` lets the pooled vectors pass."""
+        x, lens = self.below(mel, mel_lens)
+        quantized = None
+        if quantize and self.quantizer is not None:
+            quantized = self.quantizer(x, length_mask(lens, x.shape[1]))
+            x = quantized.vectors
+        return Encoded(self.above(x, lens), lens, quantized)
+
+    def below(self, mel: Tensor, mel_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M, F) log-mel and (B,) frames -> (B, T, D) pooled vectors, one per speech token, and (B,) tokens."""
+        x = self._convs(mel, mel_lens)
+        lens = (mel_lens + 1) // 2
+        self._check_length(x.shape[1])
+        x = x + self.embed_positions.weight[: x.shape[1]].to(x)
+        x = self._run(self.layers[: self.after_layer], x, lens, self.block_positions)
+        return self._pool(x), -(-lens // self.pooling)
+
+    def above(self, x: Tensor, lens: Tensor) -> Tensor:
+        """(B, T, D) token vectors and (B,) tokens -> (B, T, D) states for the decoder."""
+        x = x + self.embed_positions2.weight[: x.shape[1]].to(x)
+        block = self.block_positions and self.block_positions // self.pooling
+        x = self._run(self.layers[self.after_layer :], x, lens, block)
+        return self.layer_norm(x)
+
+    def _convs(self, mel: Tensor, mel_lens: Tensor) -> Tensor:
+        """(B, M, F) -> (B, S, D), S = ceil(F / 2)."""
+        pad = (2, 0) if self.bottleneck.causal_convs else (1, 1)
+        x = F.gelu(self.conv1(F.pad(mel, pad)))
+        if not self.bottleneck.causal_convs:  # what lies behind a recording's end must read as the zeros of a lone one
+            x = x * length_mask(mel_lens, x.shape[-1])[:, None]
+        return F.gelu(self.conv2(F.pad(x, pad))).transpose(1, 2)
+
+    def _run(self, layers: nn.ModuleList, x: Tensor, lens: Tensor, block: int | None) -> Tensor:
+        allowed = block_causal_mask(x.shape[1], block, x.device)
+        mask = attention_mask(allowed, length_mask(lens, x.shape[1]), x.dtype)
+        for layer in layers:
+            if self.bottleneck.activation_checkpointing and self.training:
+                x = checkpoint(layer, x, mask, use_reentrant=False)
+            else:
+                x = layer(x, mask)
+        return x
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, ceil(S / pooling), D), zeros behind the end counted as released."""
+        if self.pooling == 1:
+            return x
+        x = F.pad(x.transpose(1, 2), (0, -x.shape[1] % self.pooling))
+        return F.avg_pool1d(x, self.pooling).transpose(1, 2)
+
+    def _block_positions(self) -> int | None:
+        if self.bottleneck.block_sec is None:
+            return None
+        positions = self.bottleneck.block_sec * POSITIONS_PER_SEC
+        if positions % self.pooling:
+            raise ValueError(
+                f"an attention block of {self.bottleneck.block_sec} s is {positions:g} positions at {POSITIONS_PER_SEC} Hz, which "
+                f"tokens of {self.pooling} positions do not divide; edit `bottleneck.block_sec` or `clock.token_rate_hz`"
+            )
+        return int(positions)
+
+    def _second_positions(self) -> Tensor:
+        table = self.embed_positions.weight.detach()
+        rows = -(-len(table) // self.pooling)
+        starts = {"first": table[:rows], "strided": table[:: self.pooling], "zeros": torch.zeros_like(table[:rows])}
+        return starts[self.bottleneck.second_positions].clone()
+
+    def _check_length(self, positions: int) -> None:
+        limit = len(self.embed_positions.weight)
+        if positions > limit:
+            raise ValueError(
+                f"audio of {positions / POSITIONS_PER_SEC:g} s is longer than the {limit / POSITIONS_PER_SEC:g} s Whisper can see; "
+                f"cut it first (`tokenize` does)"
+            )

@@ -1,0 +1,124 @@
+"""VQ-Whisper: a Whisper checkpoint whose encoder passes through a quantised bottleneck and whose decoder reads what is left."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import WhisperForConditionalGeneration
+
+from speechlm.nn.log_mel import Floor, LogMel
+from speechlm.nn.masks import length_mask
+from speechlm.nn.quantizer import Quantized
+from speechlm.nn.whisper_decoder import WhisperTextDecoder
+from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC, Bottleneck, QuantizerFactory, WhisperVQEncoder
+from speechlm.nn.whisper_text import IGNORED, WhisperText
+from speechlm.tokens.clock import Clock
+
+TEXT_TOKENS_PER_SEC = 10.0  # no speech is that fast: bounds a transcript that loops
+
+
+class Scored(NamedTuple):
+    """Teacher-forced transcripts."""
+
+    logits: Tensor  # (B, L, vocabulary)
+    states: Tensor  # (B, T, D) of the encoder
+    state_lens: Tensor  # (B,)
+    quantized: Quantized | None
+
+
+class WhisperVQ(nn.Module):
+    """Audio to speech tokens, and through them to text.
+
+    Args:
+        whisper: name or folder of a Hugging Face Whisper checkpoint, tiny to large-v3.
+        clock: its token rate decides how many encoder positions are pooled.
+        bottleneck: where the encoder is narrowed, and how it attends.
+        quantizer: makes the quantiser for a width; None trains or runs without one.
+        floor: see `LogMel`.
+        bare_prompt: transcripts open with the start id only, as in the released tokenizer.
+    """
+
+    def __init__(
+        self,
+        whisper: str,
+        clock: Clock,
+        bottleneck: Bottleneck | None = None,
+        quantizer: QuantizerFactory | None = None,
+        floor: Floor = "clip",
+        bare_prompt: bool = False,
+    ) -> None:
+        super().__init__()
+        model = WhisperForConditionalGeneration.from_pretrained(whisper, dtype=torch.float32)
+        self.clock = clock
+        self.log_mel = LogMel(model.config.num_mel_bins, clock.samples_per_token, floor)
+        self.encoder = WhisperVQEncoder(model.model.encoder, clock.pooling(POSITIONS_PER_SEC), bottleneck, quantizer)
+        self.decoder = WhisperTextDecoder(model.model.decoder)
+        self.text = WhisperText.from_pretrained(whisper, model.config, bare_prompt)
+        self.max_samples = clock.num_samples(model.config.max_source_positions / POSITIONS_PER_SEC)
+
+    def score(self, audio: Tensor, audio_lens: Tensor, text_inputs: Tensor, quantize: bool = True) -> Scored:
+        """(B, N) waveform, (B,) samples, (B, L) decoder inputs -> logits of the transcripts."""
+        encoded = self.encoder(*self.log_mel(audio, audio_lens), quantize=quantize)
+        logits = self.decoder(text_inputs, encoded.states, encoded.state_lens)
+        return Scored(logits, encoded.states, encoded.state_lens, encoded.quantized)
+
+    def asr_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over the transcripts' ids."""
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+    @torch.no_grad()
+    def tokenize(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveforms of any length to speech tokens.
+
+        Recordings longer than Whisper sees (30 s) are cut into pieces of that length that know nothing of each other.
+
+        Args:
+            audio: (B, N) in [-1, 1].
+            audio_lens: (B,) samples.
+
+        Returns:
+            (B, T) codes, -1 behind each recording's end, and (B,) tokens.
+        """
+        if self.encoder.quantizer is None:
+            raise ValueError("this model has no quantizer, so it has no speech tokens; set `quantizer` in the config")
+        pieces, piece_lens, owner = self._pieces(audio, audio_lens)
+        x, lens = self.encoder.below(*self.log_mel(pieces, piece_lens))
+        codes = self.encoder.quantizer(x, length_mask(lens, x.shape[1])).codes
+        rows = [
+            torch.cat([codes[i, : lens[i]] for i in range(len(codes)) if owner[i] == b]) for b in range(len(audio_lens))
+        ]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1), lens.new_tensor([len(r) for r in rows])
+
+    @torch.no_grad()
+    def transcribe(
+        self, audio: Tensor, audio_lens: Tensor, languages: Sequence[str] = (), quantize: bool = True
+    ) -> list[str]:
+        """Greedy transcripts of recordings up to 30 s; `quantize=False` lets the pooled vectors pass the quantiser."""
+        encoded = self.encoder(*self.log_mel(audio, audio_lens), quantize=quantize)
+        prompts = [tuple(self.text.prompt(language)) for language in languages or [""] * len(audio_lens)]
+        texts = [""] * len(prompts)
+        for prompt in sorted(set(prompts)):
+            rows = [i for i, own in enumerate(prompts) if own == prompt]
+            ids = self.decoder.greedy(
+                encoded.states[rows],
+                encoded.state_lens[rows],
+                list(prompt),
+                self.text.eos,
+                self.text.suppress,
+                tokens_per_state=TEXT_TOKENS_PER_SEC / self.clock.token_rate_hz,
+            )
+            for row, own in zip(rows, ids, strict=True):
+                texts[row] = self.text.decode(own)
+        return texts
+
+    def _pieces(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Cut into pieces Whisper can see: (P, N') audio, (P,) samples, and which recording each came from."""
+        spans = [
+            (b, start, min(self.max_samples, length - start))
+            for b, length in enumerate(audio_lens.tolist())
+            for start in range(0, max(1, length), self.max_samples)
+        ]
+        pieces = nn.utils.rnn.pad_sequence([audio[b, start : start + n] for b, start, n in spans], batch_first=True)
+        return pieces, audio_lens.new_tensor([n for _, _, n in spans]), [b for b, _, _ in spans]

@@ -1,0 +1,193 @@
+"""The first stage: a Whisper with a quantised bottleneck, trained by transcribing through it."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics.text import WordErrorRate
+
+from speechlm.batch import AudioBatch
+from speechlm.nn.log_mel import Floor
+from speechlm.nn.quantizer import sum_over_ranks
+from speechlm.nn.whisper_encoder import Bottleneck, QuantizerFactory
+from speechlm.nn.whisper_source import Distillation, SourceForm, WhisperSource, distill_loss
+from speechlm.nn.whisper_text import normalise
+from speechlm.nn.whisper_vq import Scored, WhisperVQ
+from speechlm.stages.optim import AdamWSettings
+from speechlm.tokens.clock import Clock
+from speechlm.tokens.vocab import Vocab
+
+
+class SpeechTokenizer(L.LightningModule):
+    """Speech to tokens at `clock.token_rate_hz`, learnt from transcripts.
+
+    The loss is the cross-entropy of Whisper's decoder, which hears nothing but the quantised vectors, plus the quantiser's own
+    loss, plus distillation from the unquantised model where asked for.
+
+    Args:
+        clock: rates; 50, 25, 12.5 or 6.25 tokens per second.
+        whisper: name or folder of the Whisper checkpoint to start from.
+        quantizer: class and settings; null trains the same model without a bottleneck.
+        bottleneck: where the encoder is narrowed, and how it attends.
+        optimizer: AdamW, learning rates by part, schedule.
+        distillation: losses that hold the model to the unquantised one.
+        floor: "clip" is Whisper's normalisation by the whole recording's maximum, "running" its causal form.
+        bare_prompt: transcripts open with the start id only, as in the released tokenizer.
+        source_form: how the starting checkpoint was trained, see `WhisperSource`.
+        codebook_window: optimizer steps over which usage and perplexity of the codebook are counted.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        whisper: str,
+        quantizer: QuantizerFactory | None = None,
+        bottleneck: Bottleneck = Bottleneck(),  # noqa: B008 - frozen, and the schema of the config
+        optimizer: AdamWSettings = AdamWSettings(),  # noqa: B008
+        distillation: Distillation = Distillation(),  # noqa: B008
+        floor: Floor = "clip",
+        bare_prompt: bool = False,
+        source_form: SourceForm = "published",
+        codebook_window: int = 50,
+    ) -> None:
+        super().__init__()
+        self.clock = clock
+        self.whisper = whisper
+        self.model = WhisperVQ(whisper, clock, bottleneck, quantizer, floor, bare_prompt)
+        self.optimizer_settings = optimizer
+        self.optimizer_settings.freeze(self)
+        self.distillation = distillation
+        self.source_form = source_form
+        self.codebook_window = codebook_window
+        self._source: tuple[WhisperSource, ...] = ()  # a tuple hides it from the module tree
+        self._code_counts = torch.zeros(self.num_codes, dtype=torch.long)
+        self._errors: dict[str, WordErrorRate] = {}
+        self.train()  # transformers hands its modules over in eval mode, and Lightning leaves modes as they are
+
+    # -- what a tokenizer promises -------------------------------------------------------------------------------------
+
+    @property
+    def num_codes(self) -> int:
+        """Size of the codebook; 0 without a quantiser."""
+        return self.model.encoder.quantizer.num_codes if self.model.encoder.quantizer else 0
+
+    @property
+    def vocab(self) -> Vocab | None:
+        """The speech half of the vocabulary; None without a quantiser."""
+        return Vocab(num_text=0, num_speech=self.num_codes, controls=()) if self.num_codes else None
+
+    def tokenize(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N) waveform, (B,) samples -> (B, T) speech tokens, -1 behind the end, and (B,) tokens."""
+        return self.model.tokenize(audio, audio_lens)
+
+    def transcribe(self, audio: Tensor, audio_lens: Tensor, languages: list[str] | None = None) -> list[str]:
+        """Greedy transcripts through the bottleneck."""
+        return self.model.transcribe(audio, audio_lens, languages or [])
+
+    def transcribe_unquantised(self, audio: Tensor, audio_lens: Tensor, languages: list[str] | None = None) -> list[str]:
+        """Greedy transcripts of the model this one started from."""
+        return self.source().transcribe(audio, audio_lens, languages)
+
+    def source(self) -> WhisperSource:
+        """The untouched starting model, loaded when first needed."""
+        if not self._source:
+            self._source = (WhisperSource(self.whisper, self.source_form),)
+        return self._source[0].to(self.device)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self.optimizer_settings.build(self, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: AudioBatch, batch_idx: int) -> STEP_OUTPUT:
+        inputs, labels = self._text(batch)
+        scored = self.model.score(batch.audio, batch.audio_lens, inputs)
+        losses = self._losses(batch, scored, inputs, labels)
+        loss = torch.stack(list(losses.values())).sum()
+        self._log_train({"loss": loss, **{f"loss_{name}": value for name, value in losses.items()}}, len(batch))
+        self._count_codes(scored)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimizer's step, with every micro-batch's forward inside, and then the codebook's."""
+        super().optimizer_step(*args, **kwargs)
+        if self.model.encoder.quantizer is not None:
+            for name, value in self.model.encoder.quantizer.update().items():
+                self.log(f"codebook/{name}", value, rank_zero_only=True)
+            if (self.trainer.global_step + 1) % self.codebook_window == 0:
+                self._log_codebook()
+
+    def _losses(self, batch: AudioBatch, scored: Scored, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Every weighted term by name; their sum is the loss."""
+        losses = {"asr": self.model.asr_loss(scored.logits, labels)}
+        if scored.quantized is not None:
+            losses["vq"] = scored.quantized.loss
+        if self.distillation.active:
+            teacher = self.source().score(batch.audio, batch.audio_lens, inputs)
+            terms = distill_loss(scored, teacher, labels, self.model.encoder.pooling)
+            losses["distill_states"] = self.distillation.states * terms.states
+            losses["distill_logits"] = self.distillation.logits * terms.logits
+        return losses
+
+    def _text(self, batch: AudioBatch) -> tuple[Tensor, Tensor]:
+        inputs, labels = self.model.text.encode(batch.texts, batch.languages or None)
+        return inputs.to(self.device), labels.to(self.device)
+
+    def _log_train(self, values: dict[str, Tensor], batch_size: int) -> None:
+        for name, value in values.items():
+            self.log(f"train/{name}", value.detach(), batch_size=batch_size, prog_bar=name == "loss")
+
+    # -- codebook health -----------------------------------------------------------------------------------------------
+
+    def _count_codes(self, scored: Scored) -> None:
+        if scored.quantized is None:
+            return
+        codes = scored.quantized.codes
+        inside = torch.arange(codes.shape[1], device=codes.device)[None] < scored.state_lens[:, None]
+        counted = torch.bincount(codes[inside & (codes >= 0)], minlength=self.num_codes)
+        self._code_counts = self._code_counts.to(counted) + counted
+
+    def _log_codebook(self) -> None:
+        counts = sum_over_ranks(self._code_counts.clone().to(self.device)).float()
+        self._code_counts.zero_()
+        if counts.sum() == 0:  # the codebook does not exist yet
+            return
+        share = counts / counts.sum()
+        entropy = -(share * share.clamp(min=1e-12).log()).sum()
+        self.log("codebook/usage", (counts > 0).float().mean(), rank_zero_only=True)
+        self.log("codebook/perplexity", entropy.exp(), rank_zero_only=True)
+        self.log("codebook/bits_per_sec", entropy / torch.log(torch.tensor(2.0)) * self.clock.token_rate_hz, rank_zero_only=True)
+
+    # -- validation ----------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: AudioBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        name = self._val_name(dataloader_idx)
+        inputs, labels = self._text(batch)
+        scored = self.model.score(batch.audio, batch.audio_lens, inputs)
+        loss = self.model.asr_loss(scored.logits, labels)
+        self.log(f"val/{name}/loss", loss, batch_size=len(batch), add_dataloader_idx=False, sync_dist=True)
+        heard = self.transcribe(batch.audio, batch.audio_lens, batch.languages)
+        languages = batch.languages or [""] * len(batch)
+        pairs = [
+            (normalise(hypothesis, language or "en"), normalise(reference, language or "en"))
+            for hypothesis, reference, language in zip(heard, batch.texts, languages, strict=True)
+        ]
+        self._error_rate(name).update(*(list(side) for side in zip(*pairs, strict=True)))
+
+    def on_validation_epoch_end(self) -> None:
+        for name, errors in self._errors.items():
+            self.log(f"val/{name}/wer", errors.compute().to(self.device), prog_bar=True)
+            errors.reset()
+
+    def _error_rate(self, name: str) -> WordErrorRate:
+        if name not in self._errors:
+            self._errors[name] = WordErrorRate().to(self.device)
+        return self._errors[name]
+
+    def _val_name(self, index: int) -> str:
+        names = getattr(getattr(self.trainer, "datamodule", None), "val_names", None)
+        return names[index] if names else str(index)
