@@ -1,4 +1,4 @@
-"""Whisper's decoder over encoder states of different lengths: teacher-forced logits, and greedy text."""
+"""Whisper's decoder over encoder states of different lengths: teacher-forced outputs, and greedy text."""
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class WhisperTextDecoder(nn.Module):
     def forward(
         self, text_tokens: Tensor, states: Tensor, state_lens: Tensor, cache: EncoderDecoderCache | None = None
     ) -> Tensor:
-        """(B, L) text ids and (B, T, D) states -> (B, L, vocabulary) logits of the ids that follow."""
+        """(B, L) text ids and (B, T, D) states -> (B, L, D) outputs; `logits` of them predict the ids that follow."""
         past = cache.get_seq_length() if cache is not None else 0
         positions = torch.arange(past, past + text_tokens.shape[1], device=text_tokens.device)
         x = self.embed_tokens(text_tokens) + self.embed_positions.weight[positions]
@@ -34,7 +34,11 @@ class WhisperTextDecoder(nn.Module):
         cross = cross.expand(-1, -1, x.shape[1], -1)
         for layer in self.layers:
             x = layer(x, own, states, cross, past_key_values=cache)
-        return nn.functional.linear(self.layer_norm(x), self.embed_tokens.weight)
+        return self.layer_norm(x)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """(…, D) outputs -> (…, vocabulary)."""
+        return nn.functional.linear(outputs, self.embed_tokens.weight)
 
     @torch.no_grad()
     def greedy(
@@ -69,7 +73,7 @@ class WhisperTextDecoder(nn.Module):
         running = torch.ones(len(states), dtype=torch.bool, device=states.device)
         taken: list[Tensor] = []
         for _ in range(budget):
-            logits = self(step, states, state_lens, cache)[:, -1].float()
+            logits = self.logits(self(step, states, state_lens, cache)[:, -1]).float()
             if suppress:
                 logits[:, suppress] = -torch.inf
             chosen = torch.where(running, logits.argmax(dim=-1), eos)

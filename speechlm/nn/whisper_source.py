@@ -1,7 +1,7 @@
 """The Whisper a run starts from, untouched: what the bottleneck is compared with, and a teacher for it."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from speechlm.nn.masks import length_mask
 from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC, Bottleneck
-from speechlm.nn.whisper_text import IGNORED
 from speechlm.nn.whisper_vq import Scored, WhisperVQ
 from speechlm.tokens.clock import Clock
 
@@ -46,8 +45,13 @@ class WhisperSource:
         return self.model.transcribe(*self._heard(audio, audio_lens), languages or [])
 
     @torch.no_grad()
+    def logits(self, outputs: Tensor) -> Tensor:
+        """(…, D) decoder outputs -> (…, vocabulary)."""
+        return self.model.decoder.logits(outputs)
+
+    @torch.no_grad()
     def score(self, audio: Tensor, audio_lens: Tensor, text_inputs: Tensor) -> Scored:
-        """Teacher-forced logits and encoder states (B, S, D) at 50 Hz."""
+        """Teacher-forced decoder outputs and encoder states (B, S, D) at 50 Hz."""
         return self.model.score(*self._heard(audio, audio_lens), text_inputs)
 
     def _heard(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,20 +82,12 @@ class Distillation:
         return self.states > 0 or self.logits > 0
 
 
-class DistillLoss(NamedTuple):
-    """Unweighted terms, scalars."""
-
-    states: Tensor
-    logits: Tensor
-
-
-def distill_loss(student: Scored, teacher: Scored, labels: Tensor, pooling: int) -> DistillLoss:
-    """How far a student is from its teacher.
+def states_distance(student: Scored, teacher: Scored, pooling: int) -> Tensor:
+    """Mean squared distance of encoder states to the teacher's, pooled to the same rate, in units of the teacher's variance.
 
     Args:
         student: states (B, T, D).
         teacher: states (B, S, D), `pooling` times as many per second.
-        labels: (B, L), positions without loss are ignored.
         pooling: teacher positions per student state.
     """
     target = F.avg_pool1d(teacher.states.float().transpose(1, 2), pooling).transpose(1, 2)
@@ -100,7 +96,10 @@ def distill_loss(student: Scored, teacher: Scored, labels: Tensor, pooling: int)
     real = length_mask(student.state_lens, frames)[..., None]
     distance = (student.states[:, :frames].float() - target).square()
     spread = target[real.expand_as(target)].var().clamp(min=1e-6)
-    states = (distance * real).sum() / (real.sum().clamp(min=1) * target.shape[-1]) / spread
-    kept = labels != IGNORED
-    student_log, teacher_log = (F.log_softmax(s.logits[kept].float(), dim=-1) for s in (student, teacher))
-    return DistillLoss(states, F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean"))
+    return (distance * real).sum() / (real.sum().clamp(min=1) * target.shape[-1]) / spread
+
+
+def logits_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of (n, V) predictions from the teacher's."""
+    student_log, teacher_log = (F.log_softmax(x.float(), dim=-1) for x in (student_logits, teacher_logits))
+    return F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean")

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreT
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-IGNORED = -100  # label of positions that no loss is taken from
+from speechlm.nn.losses import IGNORED
 
 
 @dataclass

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
 from speechlm.nn.log_mel import Floor, LogMel
+from speechlm.nn.losses import linear_cross_entropy
 from speechlm.nn.masks import length_mask
 from speechlm.nn.quantizer import Quantized
 from speechlm.nn.whisper_decoder import WhisperTextDecoder
 from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC, Bottleneck, QuantizerFactory, WhisperVQEncoder
-from speechlm.nn.whisper_text import IGNORED, WhisperText
+from speechlm.nn.whisper_text import WhisperText
 from speechlm.tokens.clock import Clock
 
 TEXT_TOKENS_PER_SEC = 10.0  # no speech is that fast: bounds a transcript that loops
@@ -22,7 +22,7 @@ TEXT_TOKENS_PER_SEC = 10.0  # no speech is that fast: bounds a transcript that l
 class Scored(NamedTuple):
     """Teacher-forced transcripts."""
 
-    logits: Tensor  # (B, L, vocabulary)
+    outputs: Tensor  # (B, L, D) of the decoder, before the projection to the vocabulary
     states: Tensor  # (B, T, D) of the encoder
     state_lens: Tensor  # (B,)
     quantized: Quantized | None
@@ -59,14 +59,14 @@ class WhisperVQ(nn.Module):
         self.max_samples = clock.num_samples(model.config.max_source_positions / POSITIONS_PER_SEC)
 
     def score(self, audio: Tensor, audio_lens: Tensor, text_inputs: Tensor, quantize: bool = True) -> Scored:
-        """(B, N) waveform, (B,) samples, (B, L) decoder inputs -> logits of the transcripts."""
+        """(B, N) waveform, (B,) samples, (B, L) decoder inputs -> what the decoder makes of them."""
         encoded = self.encoder(*self.log_mel(audio, audio_lens), quantize=quantize)
-        logits = self.decoder(text_inputs, encoded.states, encoded.state_lens)
-        return Scored(logits, encoded.states, encoded.state_lens, encoded.quantized)
+        outputs = self.decoder(text_inputs, encoded.states, encoded.state_lens)
+        return Scored(outputs, encoded.states, encoded.state_lens, encoded.quantized)
 
-    def asr_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the transcripts' ids."""
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+    def asr_loss(self, scored: Scored, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over the transcripts' ids, (B, L) labels."""
+        return linear_cross_entropy(scored.outputs, self.decoder.embed_tokens.weight, labels)
 
     @torch.no_grad()
     def tokenize(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:

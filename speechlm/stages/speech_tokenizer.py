@@ -10,9 +10,10 @@ from torchmetrics.text import WordErrorRate
 
 from speechlm.batch import AudioBatch
 from speechlm.nn.log_mel import Floor
+from speechlm.nn.losses import IGNORED
 from speechlm.nn.quantizer import sum_over_ranks
 from speechlm.nn.whisper_encoder import Bottleneck, QuantizerFactory
-from speechlm.nn.whisper_source import Distillation, SourceForm, WhisperSource, distill_loss
+from speechlm.nn.whisper_source import Distillation, SourceForm, WhisperSource, logits_divergence, states_distance
 from speechlm.nn.whisper_text import normalise
 from speechlm.nn.whisper_vq import Scored, WhisperVQ
 from speechlm.stages.optim import AdamWSettings
@@ -123,14 +124,22 @@ class SpeechTokenizer(L.LightningModule):
 
     def _losses(self, batch: AudioBatch, scored: Scored, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Every weighted term by name; their sum is the loss."""
-        losses = {"asr": self.model.asr_loss(scored.logits, labels)}
+        losses = {"asr": self.model.asr_loss(scored, labels)}
         if scored.quantized is not None:
             losses["vq"] = scored.quantized.loss
         if self.distillation.active:
-            teacher = self.source().score(batch.audio, batch.audio_lens, inputs)
-            terms = distill_loss(scored, teacher, labels, self.model.encoder.pooling)
-            losses["distill_states"] = self.distillation.states * terms.states
-            losses["distill_logits"] = self.distillation.logits * terms.logits
+            losses |= self._distill(scored, self.source().score(batch.audio, batch.audio_lens, inputs), labels)
+        return losses
+
+    def _distill(self, student: Scored, teacher: Scored, labels: Tensor) -> dict[str, Tensor]:
+        losses = {}
+        if self.distillation.states:
+            distance = states_distance(student, teacher, self.model.encoder.pooling)
+            losses["distill_states"] = self.distillation.states * distance
+        if self.distillation.logits:
+            kept = labels != IGNORED
+            ours, theirs = self.model.decoder.logits(student.outputs[kept]), self.source().logits(teacher.outputs[kept])
+            losses["distill_logits"] = self.distillation.logits * logits_divergence(ours, theirs)
         return losses
 
     def _text(self, batch: AudioBatch) -> tuple[Tensor, Tensor]:
@@ -168,7 +177,7 @@ class SpeechTokenizer(L.LightningModule):
         name = self._val_name(dataloader_idx)
         inputs, labels = self._text(batch)
         scored = self.model.score(batch.audio, batch.audio_lens, inputs)
-        loss = self.model.asr_loss(scored.logits, labels)
+        loss = self.model.asr_loss(scored, labels)
         self.log(f"val/{name}/loss", loss, batch_size=len(batch), add_dataloader_idx=False, sync_dist=True)
         heard = self.transcribe(batch.audio, batch.audio_lens, batch.languages)
         languages = batch.languages or [""] * len(batch)
