@@ -1,0 +1,142 @@
+"""The embedded corpus and the seed recogniser are whole, honest and small."""
+
+import gzip
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer, WhisperForConditionalGeneration
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+CORPUS = ASSETS / "asterisk-en"
+NANO = ASSETS / "whisper-nano-en"
+
+
+@pytest.fixture(autouse=True)
+def scripts_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ASSETS))
+
+
+def read_cuts(name: str) -> list[dict]:
+    with gzip.open(CORPUS / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def keys_of(cuts: list[dict]) -> set[str]:
+    from build_asterisk_en import words_of
+
+    return {" ".join(words_of(cut["supervisions"][0]["text"])) for cut in cuts}
+
+
+def test_every_file_of_the_corpus_has_its_checksum():
+    lines = [line.split("  ") for line in (CORPUS / "SHA256SUMS").read_text().splitlines()]
+    assert {path for _, path in lines} == {
+        p.relative_to(CORPUS).as_posix() for p in [*CORPUS.glob("audio/*"), *CORPUS.glob("*.jsonl.gz")]
+    }
+    wrong = [path for digest, path in lines if hashlib.sha256((CORPUS / path).read_bytes()).hexdigest() != digest]
+    assert not wrong
+
+
+def test_manifests_name_every_recording_once_by_a_relative_path():
+    sources = [cut["recording"]["sources"][0] for name in ("train", "heldout") for cut in read_cuts(name)]
+    assert {source["type"] for source in sources} == {"file"}
+    assert sorted(source["source"] for source in sources) == sorted(f"audio/{p.name}" for p in CORPUS.glob("audio/*"))
+
+
+def test_recordings_decode_to_the_length_that_the_manifest_says():
+    for cut in random.Random(0).sample(read_cuts("train") + read_cuts("heldout"), 40):
+        audio, rate = soundfile.read(CORPUS / cut["recording"]["sources"][0]["source"], dtype="float32")
+        assert (len(audio), rate) == (cut["recording"]["num_samples"], cut["recording"]["sampling_rate"])
+        assert cut["duration"] == pytest.approx(len(audio) / rate)
+        assert np.isfinite(audio).all() and np.abs(audio).max() > 0.01, cut["id"]
+
+
+def test_no_heldout_transcript_is_trained_on():
+    from build_asterisk_en import similar
+
+    train, heldout = keys_of(read_cuts("train")), keys_of(read_cuts("heldout"))
+    assert not train & heldout
+    assert not [(a, b) for a in heldout for b in train if similar(a.split(), b.split())]
+    assert not [(a, b) for a in heldout for b in train if f" {a} " in f" {b} "]
+
+
+def test_heldout_is_a_few_minutes_and_fits_whispers_window():
+    durations = [cut["duration"] for cut in read_cuts("heldout")]
+    assert 2.5 < sum(durations) / 60 < 4
+    assert max(durations) <= 30
+
+
+def test_the_corpus_carries_its_credits_and_licence():
+    text = (CORPUS / "LICENSE").read_text()
+    assert "Allison Smith" in text and "CC-BY-SA-3.0" in text and "has been modified" in text
+
+
+def test_notes_are_no_transcript_and_keys_have_names():
+    from build_asterisk_en import clean_text
+
+    assert clean_text("at [@]") == "at"
+    assert clean_text('IAX (note: does not say "2")') == "IAX"
+    assert clean_text("press * to pause,  press # to umute...") == "press star to pause, press pound to unmute"
+
+
+def test_near_duplicates_fall_on_the_same_side():
+    from build_asterisk_en import choose_heldout, group_similar
+
+    assert group_similar(["a b c d", "x y", "a b c e"]) == [["x y"], ["a b c d", "a b c e"]]
+    seconds = {"press": 1.0, "press one now": 1.0, "goodbye": 1.0, "a very long one": 40.0}
+    assert choose_heldout(seconds) <= {"press one now", "goodbye"}
+
+
+def test_the_seed_recogniser_is_small_and_in_half_precision():
+    assert sum(p.stat().st_size for p in NANO.rglob("*") if p.is_file()) < 10_000_000
+    with safe_open(NANO / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}  # noqa: SIM118
+    model = WhisperForConditionalGeneration.from_pretrained(NANO)
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(NANO))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("raw", "spoken"),
+    [
+        ("Press 1, or 2 to MUTE.", "press one or two to mute"),
+        ("De-activated — it's Mr. Smith's café", "de activated it's mister smith's cafe"),
+        ("10, 42, 90, 500 & 1234", "ten forty two ninety five hundred and one two three four"),
+        ("'quoted' <b>", "quoted b"),
+    ],
+)
+def test_its_tokenizer_writes_what_is_spoken(raw: str, spoken: str):
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    ids = tokenizer(raw).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids)[:4] == [
+        "<|startoftranscript|>",
+        "<|en|>",
+        "<|transcribe|>",
+        "<|notimestamps|>",
+    ]
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == spoken
+
+
+def test_the_seed_recogniser_understands_a_voice_on_sentences_it_never_heard():
+    from train_whisper_nano import Corpus, Recogniser, score
+
+    class Sentences(Corpus):
+        def cuts(self):
+            return [cut for cut in super().cuts() if 2.0 < cut.duration < 5.0]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whisper = WhisperForConditionalGeneration.from_pretrained(NANO, dtype=torch.float32)
+    result = score(
+        Recogniser(whisper, AutoTokenizer.from_pretrained(NANO)).eval(), Sentences(CORPUS / "heldout.jsonl.gz")
+    )
+    torch.set_num_threads(threads)
+    assert result["words"] > 50
+    assert result["wer"] < 40
