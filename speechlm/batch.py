@@ -1,6 +1,6 @@
 """The batches that pass between data and stages: one dataclass each, a shape per field."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ class AudioBatch:
         cut_ids: B ids of the cuts, for messages and reports.
         languages: B language codes ("en"), or an empty list where none is known.
         sample_rate_hz: samples per second of `audio`.
+        skipped: (cut id, reason) of recordings that should have been in the batch and could not be used.
     """
 
     audio: Tensor
@@ -24,6 +25,7 @@ class AudioBatch:
     cut_ids: list[str]
     languages: list[str]
     sample_rate_hz: int
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.audio.shape[0]

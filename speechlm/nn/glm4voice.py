@@ -41,6 +41,7 @@ def bottleneck_of(config: dict) -> Bottleneck:
         after_layer=config["quantize_position"],
         block_sec=block / POSITIONS_PER_SEC if block else None,
         causal_convs=config["encoder_causal_convolution"],
+        second_positions="first",
     )
 
 

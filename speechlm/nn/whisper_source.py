@@ -28,9 +28,7 @@ class WhisperSource:
         if form not in ("published", "unpadded"):
             raise ValueError(f"source_form must be 'published' or 'unpadded', got {form!r}")
         published = form == "published"
-        bottleneck = Bottleneck(
-            block_sec=None if published else 4.0, causal_convs=not published, second_positions="zeros"
-        )
+        bottleneck = Bottleneck(block_sec=None if published else 4.0, causal_convs=not published)
         self.padded = published
         self.model = WhisperVQ(whisper, Clock(token_rate_hz=POSITIONS_PER_SEC), bottleneck)
         self.model.eval().requires_grad_(False)
