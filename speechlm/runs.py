@@ -1,0 +1,160 @@
+"""A run folder: what lies in it, where a run goes on from, and whether it still is the same run.
+
+    runs/<name>/config.yaml  env.json  vocab.json  metrics.jsonl  checkpoints/  samples/  wandb/
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+#: Sections that decide what a run computes, and so may not change unnoticed when it is resumed.
+GUARDED = ("clock", "model", "data", "seed_everything")
+#: Trainer settings of the same kind; the others (steps, devices, logging) may change freely.
+GUARDED_TRAINER = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_val", "precision")
+#: Settings inside the guarded sections that change speed only.
+HARMLESS = ("num_workers", "pin_memory", "prefetch_factor")
+_ABSENT = "(not set)"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that could be read, and how far its run had come."""
+
+    path: Path
+    step: int
+    epochs: int  # completed
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file, or of a sharded folder what is not in its shards; tensors stay on the disk until used.
+
+    Raises:
+        ValueError: there is no whole checkpoint at `path`, or it holds objects that only unsafe loading would read.
+    """
+    path = Path(path)
+    file = path / "meta.pt" if path.is_dir() else path
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever the bytes suggest
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint that can be read safely ({first})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a checkpoint")
+    return content
+
+
+def inspect_checkpoint(path: str | Path) -> Checkpoint:
+    """How far a checkpoint is.
+
+    Raises:
+        ValueError: it can not be read, or holds weights only.
+    """
+    content = read_checkpoint(path)
+    if "global_step" not in content or "loops" not in content:
+        raise ValueError(f"{path} has weights but no state of a training run; start from it with --init_from")
+    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+    return Checkpoint(Path(path), content["global_step"], epochs)
+
+
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """The checkpoint of a run folder that came furthest, or None; one that can not be read is passed over with a warning."""
+    found = []
+    for path in [*run.glob("checkpoints/*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]:
+        if path.is_symlink():
+            continue
+        try:
+            found.append(inspect_checkpoint(path))
+        except ValueError as error:
+            warnings.warn(f"passed over: {error}", stacklevel=2)
+    return max(found, key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def config_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that decide what a run computes and differ: `{"model.init_args.lr": (0.1, 0.2)}`."""
+    old, new = dict(_guarded(before)), dict(_guarded(now))
+    keys = sorted(old.keys() | new.keys())
+    pairs = {key: (old.get(key, _ABSENT), new.get(key, _ABSENT)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def forbidden_changes(changes: dict[str, tuple[Any, Any]], allowed: bool | list[str]) -> dict[str, tuple[Any, Any]]:
+    """Those of `changes` that `allowed` does not name; a name covers everything below it, True covers everything."""
+    if isinstance(allowed, bool):
+        return {} if allowed else changes
+    return {key: pair for key, pair in changes.items() if not any(_covers(name, key) for name in allowed)}
+
+
+def read_config(run: Path) -> dict[str, Any] | None:
+    """The config a run folder was started with, or None.
+
+    Raises:
+        ValueError: the file is no YAML mapping.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        return None
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a config: expected sections, got {type(config).__name__}")
+    return config
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fill a model from a checkpoint (.ckpt), a .safetensors file, or a folder of safetensors; all of it or nothing.
+
+    Raises:
+        ValueError: the weights do not fit; the message lists what is missing, left over or of another shape.
+    """
+    weights = _read_weights(Path(path))
+    own = model.state_dict()
+    problems = [f"missing: {name} {tuple(own[name].shape)}" for name in own if name not in weights]
+    problems += [f"not in the model: {name} {tuple(weights[name].shape)}" for name in weights if name not in own]
+    for name in own.keys() & weights.keys():
+        if own[name].shape != weights[name].shape:
+            problems.append(f"shape of {name}: model {tuple(own[name].shape)}, file {tuple(weights[name].shape)}")
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"the weights in {path} do not fit the model, {len(problems)} differences:\n  {shown}{more}")
+    model.load_state_dict(weights)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{path} has no .safetensors file to start from")
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    content = read_checkpoint(path)
+    return content.get("state_dict", content)
+
+
+def _guarded(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    trainer = config.get("trainer") or {}
+    picked = {name: config.get(name) for name in GUARDED}
+    picked["trainer"] = {name: trainer.get(name) for name in GUARDED_TRAINER}
+    for key, value in _leaves(picked):
+        if key.rsplit(".", 1)[-1] not in HARMLESS:
+            yield key, value
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested sections; an empty section is a value of its own."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not children:
+        yield key, value
+    for name, child in children:
+        yield from _leaves(child, f"{key}.{name}" if key else str(name))
+
+
+def _covers(name: str, key: str) -> bool:
+    return key == name or key.startswith(name + ".")
