@@ -64,6 +64,15 @@ def test_audio_after_a_block_never_changes_the_tokens_before_it(folder: str):
     assert not torch.equal(one[:, 100:], other[:, 100:])
 
 
+def test_pooling_may_come_before_the_layers_under_the_quantizer(folder: str):
+    early, late = build(folder, pool_after=1, after_layer=2), build(folder, after_layer=2)
+    audio, lens = recordings()
+    (one, one_lens), (other, other_lens) = early.tokenize(audio, lens), late.tokenize(audio, lens)
+    assert torch.equal(one_lens, other_lens) and one.shape == other.shape
+    alone, _ = early.tokenize(audio[:1, : LENGTHS[0]], lens[:1])
+    assert torch.equal(alone[0], one[0, : one_lens[0]])
+
+
 def test_audio_inside_a_block_may_change_all_of_its_tokens(folder: str):
     model = build(folder, floor="running")
     first = 0.1 * torch.randn(1, 64_000, generator=torch.Generator().manual_seed(0))
@@ -121,7 +130,7 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_gradient_and_no_code
 
 
 def test_a_bottleneck_outside_the_encoder_is_refused(folder: str):
-    with pytest.raises(ValueError, match="a bottleneck after layer 3 is not inside it"):
+    with pytest.raises(ValueError, match="a quantiser after layer 3 are not inside it"):
         build(folder, after_layer=3)
 
 

@@ -28,7 +28,8 @@ class Bottleneck:
     """Where and how the encoder is narrowed. The defaults are the released tokenizer's; None stands for the middle layer.
 
     Args:
-        after_layer: layers before pooling and quantiser; the middle of the encoder where None.
+        after_layer: layers before the quantiser; half of the encoder where None.
+        pool_after: layers before pooling; `after_layer` where None, as released. Pooling earlier makes every layer above cheaper.
         block_sec: attention sees all of the past and its own block of this many seconds; None sees the whole recording.
         causal_convs: convolutions see the past only, with Whisper's weights moved to the left edge.
         second_positions: how positions get past the quantiser. "moved": Whisper's table, pooled, is taken off the vectors before
@@ -40,6 +41,7 @@ class Bottleneck:
     """
 
     after_layer: int | None = None
+    pool_after: int | None = None
     block_sec: float | None = 4.0
     causal_convs: bool = True
     second_positions: SecondPositions = "moved"
@@ -85,10 +87,11 @@ class WhisperVQEncoder(nn.Module):
             conv.padding = (0,)  # padding is ours: left only, or both sides
         half = len(self.layers) // 2
         self.after_layer = half if self.bottleneck.after_layer is None else self.bottleneck.after_layer
-        if not 0 < self.after_layer <= len(self.layers):
+        self.pool_after = self.after_layer if self.bottleneck.pool_after is None else self.bottleneck.pool_after
+        if not 0 <= self.pool_after <= self.after_layer <= len(self.layers) or self.after_layer == 0:
             raise ValueError(
-                f"the encoder has {len(self.layers)} layers, a bottleneck after layer {self.after_layer} is not inside it; "
-                f"edit `bottleneck.after_layer`"
+                f"the encoder has {len(self.layers)} layers, pooling after layer {self.pool_after} and a quantiser after layer "
+                f"{self.after_layer} are not inside it in this order; edit `bottleneck.pool_after` and `bottleneck.after_layer`"
             )
         self.block_positions = self._block_positions()
         self.embed_positions2 = nn.Embedding.from_pretrained(self._second_positions(), freeze=False)
@@ -109,17 +112,17 @@ class WhisperVQEncoder(nn.Module):
         lens = (mel_lens + 1) // 2
         self._check_length(x.shape[1])
         x = x + self.embed_positions.weight[: x.shape[1]].to(x)
-        x = self._run(self.layers[: self.after_layer], x, lens, self.block_positions)
-        x = self._pool(x)
+        x = self._run(self.layers[: self.pool_after], x, lens, self.block_positions)
+        x, lens = self._pool(x), -(-lens // self.pooling)
+        x = self._run(self.layers[self.pool_after : self.after_layer], x, lens, self._block_tokens())
         if self.bottleneck.second_positions == "moved":
             x = x - self._pooled_positions()[: x.shape[1]].to(x)
-        return x, -(-lens // self.pooling)
+        return x, lens
 
     def above(self, x: Tensor, lens: Tensor) -> Tensor:
         """(B, T, D) token vectors and (B,) tokens -> (B, T, D) states for the decoder."""
         x = x + self.embed_positions2.weight[: x.shape[1]].to(x)
-        block = self.block_positions and self.block_positions // self.pooling
-        x = self._run(self.layers[self.after_layer :], x, lens, block)
+        x = self._run(self.layers[self.after_layer :], x, lens, self._block_tokens())
         return self.layer_norm(x)
 
     def _convs(self, mel: Tensor, mel_lens: Tensor) -> Tensor:
@@ -157,6 +160,9 @@ class WhisperVQEncoder(nn.Module):
                 f"tokens of {self.pooling} positions do not divide; edit `bottleneck.block_sec` or `clock.token_rate_hz`"
             )
         return int(positions)
+
+    def _block_tokens(self) -> int | None:
+        return self.block_positions and self.block_positions // self.pooling
 
     def _second_positions(self) -> Tensor:
         pooled = self._pooled_positions()
