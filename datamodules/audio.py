@@ -2,7 +2,10 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -10,48 +13,65 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.augment import Augmentation
 from datamodules.cuts import CutSource, read_cuts
-from datamodules.recordings import BadRecording, Skips, load_recording
+from datamodules.recordings import BadRecording, Skips, load_recording, path_of
+from datamodules.resume import position
 from speechlm.batch import AudioBatch
 from speechlm.tokens.clock import Clock
 
 JOIN_GAP_SEC = (0.05, 0.4)  # silence between joined recordings
+SPARES = 4  # recordings of the last batch that stand in for one of which nothing could be read
+CUTS_FOR_BUCKETS = 10_000  # whose durations set the limits of the buckets
+ORDER_SETTINGS = (
+    "seed", "shuffle", "epochs", "batch_seconds", "max_seconds", "min_seconds", "num_buckets", "buffer_size",
+)  # fmt: skip
+
+Row = tuple[np.ndarray, str, str, str]  # waveform, transcript, cut id, language
 
 
 class AudioDataModule(L.LightningDataModule):
     """Recordings with transcripts for training, and named sets of them for validation.
 
-    Each recording is channel 0 of its cut, at the clock's rate. Recordings too long, too short, without a transcript, or unusable
-    (see `load_recording`) are skipped, counted by reason in `skips`, and above `max_skip_rate` the run stops.
+    Each recording is the first channel of its cut (channel 0 of a file, as the released tokenizer takes it), at the clock's rate.
+    Recordings too long, too short or without a transcript are left out by what the manifest says. Recordings that turn out to be
+    unusable (see `load_recording`) are skipped and named in the log, and above `max_skip_rate` the run stops. Both are counted
+    by reason in `skipped`.
+
+    The order of training data is a function of (seed, pass, world size) alone, and a run that is resumed goes on with the batch
+    that an unbroken one would train next. The trainer needs `use_distributed_sampler: false`.
 
     Args:
         clock: rates.
         train: corpora of the training mixture.
-        val: validation sets by name; the name is part of the metric, `val/<name>/wer`.
+        val: validation sets by name; the name is part of the metric, `val/<name>/wer`; a set is a `CutSource` or its path.
         batch_seconds: seconds of audio in a batch of one rank, padding counted.
-        max_seconds: longer recordings are skipped; 30 is what Whisper sees.
-        min_seconds: shorter recordings are skipped.
+        max_seconds: longer recordings are left out; 30 is what Whisper sees.
+        min_seconds: shorter recordings are left out.
         join_seconds: join short recordings, a little silence between them, to up to this many seconds; each batch draws its own
             target below it. A model trained on short prompts alone does not learn to go on in long recordings.
         epochs: passes over all corpora, every recording once in each; null repeats every corpus for ever at its weight, and
             `trainer.max_steps` ends the run.
         num_buckets: buckets of similar duration.
-        buffer_size: cuts that are held to fill buckets from: more is less padding.
+        buffer_size: cuts that are held to fill buckets from and to shuffle among: more is less padding and a better shuffle.
         shuffle: shuffle training data.
         augmentation: of training audio.
         num_workers: processes that decode audio; 0 decodes in the training process.
         seed: of order and augmentation.
         max_skip_rate: share of unusable recordings above which the run stops.
+        min_skip_count: so many recordings must be unusable before the share is looked at.
+        duration_tolerance_sec: how much a file may differ from the duration in its manifest.
     """
 
     def __init__(
         self,
         clock: Clock,
         train: list[CutSource],
-        val: dict[str, CutSource] | None = None,
+        val: dict[str, CutSource | str] | None = None,
         batch_seconds: float = 120.0,
         max_seconds: float = 30.0,
         min_seconds: float = 0.1,
@@ -64,26 +84,34 @@ class AudioDataModule(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         max_skip_rate: float = 0.001,
+        min_skip_count: int = 10,
+        duration_tolerance_sec: float = 0.1,
     ) -> None:
         super().__init__()
         self.clock = clock
-        self.train_sources = train
-        self.val_sources = val or {}
+        self.train_sources = list(train)
+        self.val_sources = {name: CutSource(s) if isinstance(s, str) else s for name, s in (val or {}).items()}
         self.batch_seconds = batch_seconds
         self.max_seconds, self.min_seconds, self.join_seconds = max_seconds, min_seconds, join_seconds
         self.epochs, self.shuffle = epochs, shuffle
         self.num_buckets, self.buffer_size = num_buckets, buffer_size
         self.augmentation, self.num_workers, self.seed = augmentation, num_workers, seed
-        self.skips = Skips(max_rate=max_skip_rate)
-        if join_seconds is not None and join_seconds > max_seconds:
-            raise ValueError(f"join_seconds ({join_seconds}) must not exceed max_seconds ({max_seconds})")
-        if not train:
-            raise ValueError("data.init_args.train lists no corpus; name at least one cut manifest")
+        self.duration_tolerance_sec = duration_tolerance_sec
+        self.max_skip_rate, self.min_skip_count = max_skip_rate, min_skip_count
+        self.skips = Skips(max_skip_rate, min_skip_count)
+        self.left_out: Counter[str] = Counter()
+        self._saved_world_size: int | None = None
+        self._check()
 
     @property
     def val_names(self) -> list[str]:
         """Names of the validation sets, in the order of `val_dataloader`."""
         return list(self.val_sources)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Training recordings not used, by reason: left out for what their manifest says, and found to be unusable."""
+        return self.left_out + self.skips.reasons
 
     def setup(self, stage: str | None = None) -> None:
         """Every manifest must be there before anything is trained."""
@@ -91,74 +119,129 @@ class AudioDataModule(L.LightningDataModule):
             read_cuts(source.path)
 
     def train_dataloader(self) -> "CountedLoader":
-        sets = [self._usable(source, count=True) for source in self.train_sources]
-        if self.epochs is None:
-            sets = [cuts.repeat() for cuts in sets]
-        weights = [source.weight for source in self.train_sources]
-        mixed = sets[0] if len(sets) == 1 else CutSet.mux(*sets, weights=weights, seed=self.seed)
-        sampler = ResumedSampler(self._sampler(mixed, self.shuffle), self.epochs or 1, self._batches_done())
-        dataset = AudioDataset(self.clock, self.join_seconds, self.augmentation, self.seed)
-        return CountedLoader(self._loader(dataset, sampler), self.skips)
+        epoch, batches = position(self.trainer) if self.trainer else (0, 0)
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        sampler = ResumedSampler(
+            self._train_batches, epoch, self._at_this_world_size(batches), limit if isinstance(limit, int) else None
+        )
+        dataset = AudioDataset(
+            self.clock,
+            self.duration_tolerance_sec,
+            self.clock.num_samples(self.max_seconds),
+            self.join_seconds,
+            self.augmentation,
+            self.seed,
+        )
+        return CountedLoader(self._loader(dataset, sampler), self.skips, sampler)
 
     def val_dataloader(self) -> list["CountedLoader"]:
         loaders = []
         for source in self.val_sources.values():
-            sampler = ResumedSampler(self._sampler(self._usable(source), shuffle=False), epochs=1)
-            loaders.append(CountedLoader(self._loader(AudioDataset(self.clock), sampler), Skips(self.skips.max_rate)))
+            cuts = UsableCuts(source, self._unfit)
+            batches = self._batches(CutSet(cast(Any, cuts)), self._bins(cuts, source.path), shuffle=False, epoch=0)
+            dataset = AudioDataset(
+                self.clock, self.duration_tolerance_sec, self.clock.num_samples(self.max_seconds), seed=self.seed
+            )
+            sampler = ResumedSampler(_every_epoch(batches))
+            loaders.append(
+                CountedLoader(self._loader(dataset, sampler), Skips(self.max_skip_rate, self.min_skip_count))
+            )
         return loaders
 
-    def _batches_done(self) -> int:
-        """Batches already trained. The whole run is one epoch to Lightning, so its counter, which it restores before it asks for
-        the loader, is the position. The loader state that Lightning itself would save is rank 0's, one batch ahead."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of the data depends on, for `load_state_dict` to compare; the position is in Lightning's loops."""
+        return self._order()
 
-    def _usable(self, source: CutSource, count: bool = False) -> CutSet:
-        """Cuts of a source that are worth decoding; in training those left out are counted."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Say so where the data of a resumed run is not what it was: its position then means something else."""
+        self._saved_world_size = state_dict.get("world_size")
+        changed = [f"{k} {state_dict.get(k)} -> {v}" for k, v in self._order().items() if state_dict.get(k) != v]
+        if changed:
+            rank_zero_warn(
+                "the order of the data is not that of the checkpoint, so some recordings of this pass will be seen twice and "
+                f"others not at all: {'; '.join(changed)}"
+            )
 
-        def usable(cut: Cut) -> bool:
-            reason = self._unfit(cut)
-            if reason and count:
-                self.skips.reasons[reason] += 1
-            return not reason
+    def _check(self) -> None:
+        if not self.train_sources:
+            raise ValueError("data.init_args.train lists no corpus; name at least one cut manifest")
+        if not any(source.weight > 0 for source in self.train_sources):
+            raise ValueError("every corpus in data.init_args.train has weight 0; give one a weight")
+        if self.join_seconds is not None and self.join_seconds > self.max_seconds:
+            raise ValueError(f"join_seconds ({self.join_seconds}) must not exceed max_seconds ({self.max_seconds})")
+        if not 0 <= self.min_seconds < self.max_seconds <= self.batch_seconds:
+            raise ValueError(
+                f"min_seconds ({self.min_seconds}) < max_seconds ({self.max_seconds}) <= batch_seconds ({self.batch_seconds}) "
+                "must hold, a batch has room for the longest recording; edit `data.init_args` in the config"
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, or null for ever, got {self.epochs}")
 
-        def named(cut: Cut) -> Cut:
-            for supervision in cut.supervisions:
-                supervision.language = supervision.language or source.language
-            return cut
+    def _order(self) -> dict[str, Any]:
+        return {
+            "world_size": self.trainer.world_size if self.trainer else 1,
+            "train": [asdict(source) for source in self.train_sources],
+            **{name: getattr(self, name) for name in ORDER_SETTINGS},
+        }
 
-        return read_cuts(source.path).filter(usable).map(named)
+    def _at_this_world_size(self, batches: int) -> int:
+        """Batches per rank that are as much data as `batches` were when the checkpoint was saved."""
+        world = self.trainer.world_size if self.trainer else 1
+        return batches * (self._saved_world_size or world) // world
+
+    def _train_batches(self, epoch: int) -> Iterator[CutSet]:
+        """Batches of one Lightning epoch: `epochs` passes, or one that never ends."""
+        weighted = [source for source in self.train_sources if source.weight > 0]
+        first = [UsableCuts(source, self._unfit, self.seed) for source in weighted]
+        bins = self._bins(self._mixed(first), ", ".join(source.path for source in weighted))
+        for number in range(self.epochs or 1):
+            number += epoch * (self.epochs or 1)
+            cuts = [
+                UsableCuts(source, self._unfit, self.seed, number, forever=self.epochs is None, left_out=self.left_out)
+                for source in weighted
+            ]
+            yield from self._batches(self._mixed(cuts), bins, self.shuffle, number)
+
+    def _mixed(self, sources: list["UsableCuts"]) -> CutSet:
+        sets = [CutSet(cast(Any, cuts)) for cuts in sources]
+        if len(sets) == 1:
+            return sets[0]
+        weights = [cuts.source.weight for cuts in sources]
+        return CutSet.mux(*sets, weights=weights, seed=self.seed + sources[0].number)
 
     def _unfit(self, cut: Cut) -> str:
+        """Why the manifest alone says that a cut is not to be used, or ""."""
         if cut.duration > self.max_seconds:
             return "too long"
         if cut.duration < self.min_seconds:
             return "too short"
         return "" if text_of(cut) else "no transcript"
 
-    def _sampler(self, cuts: CutSet, shuffle: bool) -> DynamicBucketingSampler:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DynamicBucketingSampler(
+    def _bins(self, cuts: Iterable[Cut], name: str) -> list[float]:
+        """Limits of the buckets in seconds, the same for every rank and pass."""
+        some = list(itertools.islice(cuts, CUTS_FOR_BUCKETS))
+        if not some:
+            raise ValueError(f"no cut can be used of {name}: all are too long, too short or without transcript")
+        buckets = min(self.num_buckets, len(some))
+        bins = estimate_duration_buckets(some, buckets) if buckets > 1 else []
+        return [float(limit) for limit in bins] or [some[0].duration]
+
+    def _batches(self, cuts: CutSet, bins: list[float], shuffle: bool, epoch: int) -> DynamicBucketingSampler:
+        sampler = DynamicBucketingSampler(
             cuts,
             max_duration=self.batch_seconds,
-            num_buckets=self.num_buckets,
+            duration_bins=bins,
             buffer_size=self.buffer_size,
-            num_cuts_for_bins_estimate=min(self.buffer_size, 10_000),
             shuffle=shuffle,
-            drop_last=False,
             seed=self.seed,
-            rank=rank,
-            world_size=world,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
         )
+        sampler.set_epoch(epoch)
+        return sampler
 
     def _loader(self, dataset: Dataset, sampler: Sampler) -> DataLoader:
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=False,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
 
 def text_of(cut: Cut) -> str:
@@ -167,11 +250,62 @@ def text_of(cut: Cut) -> str:
     return " ".join(s.text.strip() for s in ordered if s.text and s.text.strip())
 
 
+def _every_epoch(batches: Iterable[CutSet]) -> Callable[[int], Iterable[CutSet]]:
+    """The same batches, whatever the epoch."""
+    return lambda epoch: batches
+
+
+class UsableCuts:
+    """Cuts of one corpus that are worth decoding; can be iterated any number of times.
+
+    Args:
+        source: the corpus.
+        unfit: the reason why a cut is left out, or "".
+        seed: of the order of a folder's manifests; None is by name.
+        number: the pass over the corpus, which changes that order and the augmentation.
+        forever: begin the next pass where one ends.
+        left_out: where cuts left out are counted by reason.
+    """
+
+    def __init__(
+        self,
+        source: CutSource,
+        unfit: Callable[[Cut], str],
+        seed: int | None = None,
+        number: int = 0,
+        forever: bool = False,
+        left_out: Counter[str] | None = None,
+    ) -> None:
+        self.source, self.unfit, self.seed, self.number = source, unfit, seed, number
+        self.forever, self.left_out = forever, left_out
+
+    def __iter__(self) -> Iterator[Cut]:
+        for number in itertools.count(self.number):
+            found = False
+            for cut in self._one_pass(number):
+                found = True
+                yield cut
+            if not (self.forever and found):
+                break
+
+    def _one_pass(self, number: int) -> Iterator[Cut]:
+        shuffle_seed = None if self.seed is None else f"{self.seed} {number}"
+        for cut in read_cuts(self.source.path, self.source.language, shuffle_seed):
+            reason = self.unfit(cut)
+            if not reason:
+                cut.pass_number = number
+                yield cut
+            elif self.left_out is not None:
+                self.left_out[reason] += 1
+
+
 class AudioDataset(Dataset):
-    """Batches of cuts -> `AudioBatch`; runs in the loader's workers.
+    """(cuts of a batch, spare cuts) -> `AudioBatch` and the number of recordings in it; runs in the loader's workers.
 
     Args:
         clock: rates.
+        tolerance_sec: see `load_recording`.
+        max_samples: no recording is made longer than this by augmentation.
         join_seconds: see `AudioDataModule`.
         augmentation: of the audio.
         seed: of joining and augmentation.
@@ -180,34 +314,50 @@ class AudioDataset(Dataset):
     def __init__(
         self,
         clock: Clock,
+        tolerance_sec: float = 0.1,
+        max_samples: int = 480_000,
         join_seconds: float | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008
         seed: int = 0,
     ) -> None:
-        self.clock, self.join_seconds, self.augmentation, self.seed = clock, join_seconds, augmentation, seed
+        self.clock, self.tolerance_sec, self.max_samples = clock, tolerance_sec, max_samples
+        self.join_seconds, self.augmentation, self.seed = join_seconds, augmentation, seed
 
-    def __getitem__(self, item: tuple[int, CutSet]) -> AudioBatch:
-        position, cuts = item  # batches before this one
+    def __getitem__(self, item: tuple[list[Cut], list[Cut]]) -> tuple[AudioBatch, int]:
+        cuts, spares = item
+        rows, skipped = self._rows(cuts)
+        if not rows:
+            # Ranks must train the same number of batches, so an empty one can not be passed over. Which recordings stand in
+            # depends on the position alone, as all else does.
+            rows, skipped_too = self._rows(spares)
+            skipped += skipped_too
+        if not rows:
+            raise RuntimeError(f"not one recording of a batch, nor of the one before it, could be used: {skipped[:5]}")
+        used = len(rows)
+        if self.join_seconds is not None:
+            rows = self._join(rows, self._rng(cuts[0], "join"))
+        return self._collate(rows, skipped), used
+
+    def _rows(self, cuts: list[Cut]) -> tuple[list[Row], list[tuple[str, str]]]:
         rows: list[Row] = []
-        skipped = []
+        skipped: list[tuple[str, str]] = []
         for cut in cuts:
             try:
-                audio = load_recording(cut, self.clock)
+                audio = load_recording(cut, self.clock, self.tolerance_sec)
             except BadRecording as bad:
-                skipped.append((cut.id, bad.reason))
+                skipped.append((cut.id, f"{bad.reason}: {path_of(cut)}: {bad}"))
                 continue
-            audio = self.augmentation(audio, self._rng(position, cut.id))
+            audio = self.augmentation(audio, self._rng(cut, "augment"), self.clock, self.max_samples)
             rows.append((audio, text_of(cut), cut.id, cut.supervisions[0].language or ""))
-        if self.join_seconds is not None and rows:
-            rows = self._join(rows, self._rng(position, "join"))
-        return self._collate(rows, skipped)
+        return rows, skipped
 
-    def _rng(self, position: int, name: str) -> np.random.Generator:
-        digest = hashlib.sha256(f"{self.seed} {position} {name}".encode()).digest()
+    def _rng(self, cut: Cut, purpose: str) -> np.random.Generator:
+        name = f"{self.seed} {getattr(cut, 'pass_number', 0)} {purpose} {cut.id}"
+        digest = hashlib.sha256(name.encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
-    def _join(self, rows: list["Row"], rng: np.random.Generator) -> list["Row"]:
-        """Neighbours of one language joined until they reach this batch's target."""
+    def _join(self, rows: list[Row], rng: np.random.Generator) -> list[Row]:
+        """Neighbours of one language joined until they reach this batch's target; ids are joined by "+"."""
         rate, limit = self.clock.sample_rate_hz, self.clock.num_samples(self.join_seconds or 0.0)
         target = rng.uniform(0, limit)
         joined: list[Row] = []
@@ -216,62 +366,69 @@ class AudioDataset(Dataset):
             last = joined[-1] if joined else None
             room = last is not None and len(last[0]) < target and len(last[0]) + len(gap) + len(audio) <= limit
             if last is not None and room and last[3] == language:
-                joined[-1] = (np.concatenate([last[0], gap, audio]), f"{last[1]} {text}", last[2], language)
+                joined[-1] = (np.concatenate([last[0], gap, audio]), f"{last[1]} {text}", f"{last[2]}+{name}", language)
             else:
                 joined.append((audio, text, name, language))
         return joined
 
-    def _collate(self, rows: list["Row"], skipped: list[tuple[str, str]]) -> AudioBatch:
-        if not rows:
-            raise RuntimeError(f"not one recording of a batch could be used: {skipped[:5]}")
+    def _collate(self, rows: list[Row], skipped: list[tuple[str, str]]) -> AudioBatch:
         audio = [torch.from_numpy(row[0]) for row in rows]
+        languages = [row[3] for row in rows]
         return AudioBatch(
             audio=torch.nn.utils.rnn.pad_sequence(audio, batch_first=True),
             audio_lens=torch.tensor([len(a) for a in audio]),
             texts=[row[1] for row in rows],
             cut_ids=[row[2] for row in rows],
-            languages=[row[3] for row in rows],
+            languages=languages if any(languages) else [],
             sample_rate_hz=self.clock.sample_rate_hz,
             skipped=skipped,
         )
 
 
-Row = tuple[np.ndarray, str, str, str]  # waveform, transcript, cut id, language
-
-
 class ResumedSampler(Sampler):
-    """Passes of a Lhotse sampler, one after the other, from any batch on; metadata is read to get there, audio is not.
+    """Batches of cuts from any position on; metadata is read to get there, audio is not.
 
     Args:
-        sampler: gives CutSets.
-        epochs: passes.
-        done: batches to pass over.
+        batches: the batches of an epoch.
+        epoch: the epoch to start in.
+        done: batches of that epoch to pass over.
+        limit: batches at which every epoch ends.
     """
 
-    def __init__(self, sampler: DynamicBucketingSampler, epochs: int, done: int = 0) -> None:
-        self.sampler, self.epochs, self.done = sampler, epochs, done
+    def __init__(
+        self, batches: Callable[[int], Iterable[CutSet]], epoch: int = 0, done: int = 0, limit: int | None = None
+    ) -> None:
+        self.batches, self.first_epoch, self.done, self.limit = batches, epoch, done, limit
+        self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[int, CutSet]]:
-        return itertools.islice(enumerate(self._passes()), self.done, None)
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of every epoch."""
+        self.epoch = epoch
 
-    def _passes(self) -> Iterator[CutSet]:
-        for epoch in range(self.epochs):
-            self.sampler.set_epoch(epoch)
-            yield from self.sampler
+    def __iter__(self) -> Iterator[tuple[list[Cut], list[Cut]]]:
+        done = self.done if self.epoch == self.first_epoch else 0
+        spares: list[Cut] = []
+        for index, cuts in enumerate(itertools.islice(self.batches(self.epoch), self.limit)):
+            if index >= done:
+                yield list(cuts), spares
+            spares = list(cuts)[-SPARES:]
 
 
 class CountedLoader:
     """A loader that takes note of the recordings its batches had to skip.
 
     Args:
-        loader: gives `AudioBatch`es.
+        loader: gives `AudioBatch`es, each with the number of recordings in it.
         skips: where they are counted, in the training process.
+        sampler: whom Lightning is to tell the epoch; a validation set keeps its order, and has none.
     """
 
-    def __init__(self, loader: DataLoader, skips: Skips) -> None:
+    def __init__(self, loader: DataLoader, skips: Skips, sampler: ResumedSampler | None = None) -> None:
         self.loader, self.skips = loader, skips
+        if sampler is not None:
+            self.sampler = sampler  # an attribute that is None would be taken for a DataLoader's
 
     def __iter__(self) -> Iterator[AudioBatch]:
-        for batch in self.loader:
-            self.skips.add(len(batch), batch.skipped)
+        for batch, used in self.loader:
+            self.skips.add(used, batch.skipped)
             yield batch

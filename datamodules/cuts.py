@@ -1,28 +1,40 @@
 """Lhotse cut manifests, read so that no manifest can run code, and written so that a corpus folder can move.
 
-Lhotse itself lets a manifest run shell commands (audio sources of type "command", shards named "pipe:…"), fetch addresses and
-unpickle ("memory_raw" features). Nothing of the kind passes here: sources and storages are taken from a short list of harmless
-ones, checked on every cut before anything is loaded.
+Lhotse itself lets a manifest run shell commands (audio sources of type "command", paths named "pipe:…", Kaldi archives),
+fetch addresses ("url") and unpickle ("memory_raw" arrays, "pillow_memory" images). Nothing of the kind passes here: every
+JSON line is checked against short lists of harmless sources and storages before Lhotse sees it, and what the lists do not
+name is refused with file and line.
+
+Beside Lhotse's own "file", "memory" (base64 in JSON) and "shar", a source may have the type "tar", with `offset` and `size`
+in bytes: a member of an uncompressed tar, read where it lies, so that a corpus made of tars is never unpacked nor copied.
 """
 
+import base64
 import gzip
 import json
+import math
+import os
+import random
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
 
-from lhotse import CutSet, Recording
-from lhotse.array import Array, TemporalArray
-from lhotse.audio import AudioSource
-from lhotse.cut import Cut, MixedCut
-from lhotse.features import Features
+from lhotse import AudioSource, CutSet
+from lhotse.cut import Cut, MonoCut, MultiCut
 from lhotse.serialization import deserialize_item
 
-from speechlm.files import write_bytes_atomic
+from datamodules.tars import MAX_MEMBER_BYTES, Member, read_member, walk
 
-SAFE_SOURCES = {"file", "memory", "shar"}
-SAFE_STORAGES = {"lilcom_files", "lilcom_chunky", "numpy_files", "memory_lilcom", "memory_npy"}
+SAFE_SOURCES = ("file", "memory", "shar", "tar")
+SAFE_STORAGES = ("lilcom_chunky", "lilcom_files", "numpy_files", "shar")  # plain files, read without pickle
+CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut")
+MAX_LINE_BYTES = 64 * 2**20
+TAR_KEY = "tar sources"
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class CutSource:
     """One corpus: where its cuts are, and how much of the mixture it makes.
 
     Args:
-        path: a cut manifest (.jsonl or .jsonl.gz) or a Shar folder.
+        path: a cut manifest (.jsonl or .jsonl.gz), a folder of them, or a Shar folder.
         weight: share of the mixture, relative to the other sources' weights.
         language: code such as "en", for cuts whose supervision names none.
     """
@@ -40,122 +52,297 @@ class CutSource:
     language: str = ""
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0 or self.weight == float("inf"):
+        if not 0 <= self.weight < float("inf"):
             raise ValueError(f"a source's weight must be a number of at least 0, got {self.weight} for {self.path}")
 
 
-def read_cuts(path: str | Path) -> CutSet:
-    """A lazy, checked CutSet from a manifest or a Shar folder; memory does not grow with its size.
+@dataclass
+class TarSlice(AudioSource):
+    """An encoded recording inside an uncompressed tar, read where it lies."""
+
+    offset: int = 0
+    size: int = 0
+
+    def _prepare_for_reading(self, offset: float, duration: float | None) -> BytesIO:
+        return BytesIO(read_member(cast(str, self.source), self.offset, self.size))
+
+
+def read_cuts(path: str | Path, language: str = "", shuffle_seed: str | None = None) -> CutSet:
+    """A lazy, checked CutSet from a manifest, a folder of manifests or a Shar folder; its size does not cost memory.
+
+    Args:
+        path: .jsonl, .jsonl.gz or a folder.
+        language: for supervisions that name none.
+        shuffle_seed: the order of the folder's manifests or shards; None is by name.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: (while reading) a cut could run code or leave its folder, or a line is no cut; with file and line.
+        ValueError: at once, it is nothing that cuts are read from; while reading, a cut could run code or leave its folder,
+            or a line is no cut; with file and line.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no cut manifest or Shar folder at {path}")
-    if path.is_dir():
-        return CutSet(cast(Any, CheckedCuts(str(path), shar=True)))
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise ValueError(f"cuts are read from .jsonl, .jsonl.gz or a Shar folder, got {path}")
-    return CutSet(cast(Any, CheckedCuts(str(path))))
+        raise FileNotFoundError(f"no cut manifest or folder of them at {path}")
+    manifests = _manifests(path)
+    if not manifests:
+        raise ValueError(f"cuts are read from .jsonl, .jsonl.gz or a folder that has some, got {path}")
+    if shuffle_seed is not None:
+        random.Random(shuffle_seed).shuffle(manifests)
+    return CutSet(cast(Any, CheckedCuts(manifests, language)))
 
 
 @dataclass
 class CheckedCuts:
-    """Cuts of one manifest or Shar folder, in order, each checked; can be iterated any number of times."""
+    """Cuts of manifests, in order, each checked; can be iterated any number of times."""
 
-    path: str
-    shar: bool = False
+    manifests: list[Path]
+    language: str = ""
 
     def __iter__(self) -> Iterator[Cut]:
-        return self._shar() if self.shar else self._manifest()
-
-    def _manifest(self) -> Iterator[Cut]:
-        path = Path(self.path)
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, 1):
+        for path in self.manifests:
+            shard = _Shard.beside(path)
+            parser = _LineParser(path.parent)
+            for number, line in enumerate(_lines(path), 1):
                 if line.strip():
-                    yield _checked(_parsed(line, f"{path}:{number}"), path.parent, f"{path}:{number}")
+                    yield self._cut(parser, line, f"{path}:{number}", shard)
 
-    def _shar(self) -> Iterator[Cut]:
-        for number, cut in enumerate(CutSet.from_shar(in_dir=self.path), 1):
-            yield _checked(cut, Path(self.path), f"{self.path}, cut {number}")
+    def _cut(self, parser: "_LineParser", line: bytes, where: str, shard: "_Shard | None") -> Cut:
+        try:
+            fields, tars = parser.parse(line)
+            if self.language:
+                _fill_language(fields, self.language)
+            cut = cast(Cut, deserialize_item(fields))
+            if not (math.isfinite(cut.duration) and cut.duration >= 0 and cut.start >= 0):
+                raise ValueError(f"start {cut.start} and duration {cut.duration} are no stretch of time")
+            if shard is not None:
+                tars = [shard.source(cut)]
+            if tars:
+                _fill_sources(cut, tars)
+        except _Refused as error:
+            raise ValueError(f"{where}: {error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError, IndexError) as error:
+            raise ValueError(
+                f"{where}: this line is not a cut that can be read ({type(error).__name__}: {error})"
+            ) from error
+        return cut
 
 
 def write_cuts(cuts: Iterable[Cut], path: str | Path) -> int:
-    """Write a manifest, whole or not at all, with files under its own folder named relative to it. Returns the number of cuts."""
+    """Write a manifest, whole or not at all, with files under its own folder named relative to it.
+
+    Returns:
+        The number of cuts.
+    """
     path = Path(path)
-    lines = []
-    for cut in cuts:
-        lines.append(json.dumps(_relative(cut.to_dict(), path.parent.resolve()), ensure_ascii=False) + "\n")
-    data = "".join(lines).encode("utf-8")
-    write_bytes_atomic(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-    return len(lines)
+    folder = os.path.abspath(path.parent)
+    count = 0
+    with _atomic(path) as file:
+        for cut in cuts:
+            line = json.dumps(_relative(cut.to_dict(), folder), ensure_ascii=False) + "\n"
+            file.write(line.encode("utf-8"))
+            count += 1
+    return count
 
 
-def _open_text(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
+class _Refused(ValueError):
+    """Something that could run code, reach the network or leave the folder."""
 
 
-def _parsed(line: str, where: str) -> Cut:
+def _manifests(path: Path) -> list[Path]:
+    found = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [p for p in found if p.name.endswith((".jsonl", ".jsonl.gz")) and not p.name.startswith(".")]
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of a manifest, none of them longer than `MAX_LINE_BYTES`, whatever a compressed file unfolds to."""
     try:
-        cut = deserialize_item(json.loads(line))
-    except Exception as error:
-        raise ValueError(f"{where}: this line is not a cut ({type(error).__name__}: {error})") from error
-    if not isinstance(cut, Cut):
-        raise ValueError(f"{where}: expected a cut, got a {type(cut).__name__}")
-    return cut
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(f"{path} has a line of more than {MAX_LINE_BYTES} bytes; no cut is that long")
+                yield line
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is cut short or damaged ({error}); fetch or write it again") from error
 
 
-def _checked(cut: Cut, folder: Path, where: str) -> Cut:
-    """The cut, its files found, after everything it would load has been looked at."""
-    for part in [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]:
-        for value in [*vars(part).values(), *(getattr(part, "custom", None) or {}).values()]:
-            _check_value(value, folder, where)
-        for supervision in getattr(part, "supervisions", []):
-            for value in (supervision.custom or {}).values():
-                _check_value(value, folder, where)
-    return cut
+class _LineParser:
+    """Manifest lines to plain values; every JSON object in them, however deep, is checked as it is parsed.
 
+    Recordings hide everywhere: in tracks, custom fields, and as impulse responses of transforms.
+    """
 
-def _check_value(value: Any, folder: Path, where: str) -> None:
-    if isinstance(value, Recording):
-        value.sources = [_checked_source(source, folder, where) for source in value.sources]
-    elif isinstance(value, TemporalArray):
-        _check_value(value.array, folder, where)
-    elif isinstance(value, Array | Features):
-        if value.storage_type not in SAFE_STORAGES:
-            raise ValueError(
-                f"{where}: storage of type {value.storage_type!r} is refused, it could run code; allowed are {sorted(SAFE_STORAGES)}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+        self.tar_recordings = 0
+        self.decoder = json.JSONDecoder(object_hook=self._check, parse_constant=_refuse_constant)
+
+    def parse(self, line: bytes) -> tuple[dict[str, Any], list[AudioSource]]:
+        """The fields of a cut, and its recording's sources of type "tar", which Lhotse does not know.
+
+        Raises:
+            ValueError: the line is no cut, or has something that is refused.
+        """
+        self.tar_recordings = 0
+        fields = self.decoder.decode(line.decode("utf-8"))
+        if not isinstance(fields, dict) or fields.get("type") not in CUT_TYPES:
+            raise ValueError(f"expected a cut with a type of {', '.join(CUT_TYPES)}")
+        tars: list[AudioSource] = []
+        if self.tar_recordings:
+            tars = fields["recording"].pop(TAR_KEY, []) if isinstance(fields.get("recording"), dict) else []
+            if self.tar_recordings > 1 or not tars:
+                raise _Refused("a source of type 'tar' is read only as the recording of a MonoCut or MultiCut")
+        return fields, tars
+
+    def _check(self, fields: dict[str, Any]) -> dict[str, Any]:
+        if "storage_type" in fields:
+            self._check_storage(fields)
+        if isinstance(sources := fields.get("sources"), list):
+            if any(isinstance(source, dict) and source.get("type") == "tar" for source in sources):
+                self.tar_recordings += 1
+                fields[TAR_KEY] = [self._tar_slice(source) for source in sources]
+                fields["sources"] = [{"type": "shar", "channels": s["channels"], "source": ""} for s in sources]
+            else:
+                for source in sources:
+                    self._check_source(source)
+        return fields
+
+    def _check_source(self, source: Any) -> None:
+        kind = source.get("type") if isinstance(source, dict) else None
+        if kind not in SAFE_SOURCES or "video" in source:
+            raise _Refused(
+                f"an audio source of type {kind!r} is refused, it could run code or reach the network; "
+                f"allowed are {', '.join(SAFE_SOURCES)}, without video"
             )
+        if kind == "file":
+            source["source"] = self._resolved(source.get("source"))
+        elif kind == "memory":
+            source["source"] = base64.b64decode(str(source.get("source")), validate=True)
+        else:
+            source["source"] = ""
+
+    def _tar_slice(self, source: Any) -> TarSlice:
+        numbers = (source.get("offset"), source.get("size")) if isinstance(source, dict) else ()
+        if not numbers or source.get("type") != "tar" or not all(type(n) is int and n >= 0 for n in numbers):
+            raise _Refused(f"a source of type 'tar' has a path, and an offset and a size in bytes, got {source}")
+        if source["size"] > MAX_MEMBER_BYTES:
+            raise _Refused(f"a recording of {source['size']} bytes is more than the {MAX_MEMBER_BYTES} allowed")
+        path = self._resolved(source.get("source"))
+        return TarSlice("tar", list(source["channels"]), path, offset=source["offset"], size=source["size"])
+
+    def _check_storage(self, fields: dict[str, Any]) -> None:
+        if fields["storage_type"] not in SAFE_STORAGES:
+            raise _Refused(
+                f"storage of type {fields['storage_type']!r} is refused, it could run code or reach the network; "
+                f"allowed are {', '.join(SAFE_STORAGES)}"
+            )
+        if fields["storage_type"] != "shar":
+            fields["storage_path"] = self._resolved(fields.get("storage_path"))
+            self._resolved(fields.get("storage_key"))
+
+    def _resolved(self, name: Any) -> str:
+        """A path as the manifest has it, found from the manifest's folder, which a relative one must not leave."""
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise _Refused(f"{name!r} is not the path of a file")
+        if name.startswith("pipe:") or "://" in name:
+            raise _Refused(f"{name!r} is a command or an address, not the path of a file")
+        if not name.startswith("/") and ".." in name.split("/"):
+            raise _Refused(f"the relative path {name!r} leaves the manifest's folder; write it as an absolute path")
+        return os.path.join(self.folder, name)
 
 
-def _checked_source(source: AudioSource, folder: Path, where: str) -> AudioSource:
-    if source.type not in SAFE_SOURCES:
-        raise ValueError(
-            f"{where}: an audio source of type {source.type!r} is refused, it could run code or reach the network; "
-            f"allowed are {sorted(SAFE_SOURCES)}"
-        )
-    if source.type != "file":
-        return source
-    name = str(source.source)
-    if name.startswith("pipe:") or "://" in name:
-        raise ValueError(f"{where}: {name!r} is not the path of a file")
-    path = Path(name)
-    if path.is_absolute():
-        return source
-    if ".." in path.parts:
-        raise ValueError(f"{where}: the relative path {name!r} leaves the manifest's folder")
-    return replace(source, source=str(folder / path))
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
-def _relative(fields: Any, folder: Path) -> Any:
-    """Paths of files under `folder`, anywhere in a manifest line, made relative to it."""
-    if isinstance(fields, dict):
-        made = {key: _relative(value, folder) for key, value in fields.items()}
-        if made.get("type") == "file" and "source" in made:
-            path = Path(made["source"]).resolve()
-            made["source"] = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-        return made
-    return [_relative(value, folder) for value in fields] if isinstance(fields, list) else fields
+def _fill_sources(cut: Cut, sources: list[AudioSource]) -> None:
+    """Put the sources that Lhotse does not know in the place of those it was given for them."""
+    if not isinstance(cut, MonoCut | MultiCut) or not cut.has_recording:
+        raise ValueError("a cut of a Shar folder or a tar must have a recording of its own")
+    held = cut.recording.sources
+    if len(held) != len(sources) or any(source.type != "shar" for source in held):
+        raise ValueError(f"a cut of a Shar folder must have one source, of type 'shar', got {held}")
+    cut.recording.sources = sources
+
+
+class _Shard:
+    """The recordings that belong to one `cuts.N.jsonl.gz` of a Shar folder, found by name in `recording.N.tar`.
+
+    A recording that the tar has lost keeps its placeholder, which names the reason, and is skipped when it is loaded.
+    Lhotse's own reader drops such cuts, and all behind them, in silence.
+    """
+
+    def __init__(self, tar: Path) -> None:
+        self.tar = tar
+        self.members: dict[str, Member] = {}
+        self.problem = ""
+        try:
+            for member in walk(tar):
+                if member.suffix not in (".json", ".nodata", ".nometa"):
+                    self.members[member.key] = member
+        except (ValueError, OSError) as error:
+            self.problem = str(error)
+
+    @staticmethod
+    def beside(manifest: Path) -> "_Shard | None":
+        """The shard of a manifest, None where it is a manifest of its own."""
+        parts = manifest.name.split(".")
+        if parts[0] != "cuts" or len(parts) < 3 or not parts[1].isdigit():
+            return None
+        return _Shard(manifest.parent / f"recording.{parts[1]}.tar")
+
+    def source(self, cut: Cut) -> AudioSource:
+        """Where the cut's recording lies."""
+        member = self.members.get(str(Path(cut.id)))
+        channels = list(cut.recording.channel_ids) if cut.has_recording else [0]
+        if member is None:
+            return AudioSource("shar", channels, self.problem or f"{self.tar} has no member named {cut.id}")
+        return TarSlice("tar", channels, str(self.tar), offset=member.offset, size=member.size)
+
+
+def _fill_language(fields: Any, language: str) -> None:
+    """The source's language, for supervisions without one, in the cut or its tracks."""
+    for supervision in fields.get("supervisions") or []:
+        if not supervision.get("language") and language:
+            supervision["language"] = language
+    for track in fields.get("tracks") or []:
+        _fill_language(track["cut"], language)
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` only once it is whole; gzip where the name says so, the same bytes each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as raw:
+            if path.suffix == ".gz":
+                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+                    yield cast(IO[bytes], packed)
+            else:
+                yield raw
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _relative(fields: Any, folder: str) -> Any:
+    """Paths of files under `folder`, anywhere in a manifest line, made relative to it; bytes made base64."""
+    if isinstance(fields, list):
+        return [_relative(value, folder) for value in fields]
+    if not isinstance(fields, dict):
+        return fields
+    made = {key: _relative(value, folder) for key, value in fields.items()}
+    name = ""
+    if made.get("type") in ("file", "tar"):
+        name = "source"
+    elif made.get("storage_type") in SAFE_STORAGES:
+        name = "storage_path"
+    if made.get(name):
+        path = Path(os.path.abspath(made[name]))
+        made[name] = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    if isinstance(made.get("source"), bytes):
+        made["source"] = base64.b64encode(made["source"]).decode("ascii")
+    return made

@@ -1,44 +1,138 @@
 """One cut to one clean waveform, or a named reason why not."""
 
+import logging
+import math
 from collections import Counter
 from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
-from lhotse.audio.utils import DurationMismatchError
-from lhotse.cut import Cut
+import soundfile
+from lhotse import AudioSource
+from lhotse.audio import audio_backend
+from lhotse.cut import Cut, MonoCut, MultiCut
+from scipy.signal import resample_poly
 
+from datamodules.cuts import TarSlice
+from datamodules.tars import read_member
 from speechlm.tokens.clock import Clock
+
+MAX_SAMPLES = 2**27  # of one recording, all channels: a minute of 8 channels at 192 kHz, or a bomb
+
+log = logging.getLogger(__name__)
 
 
 class BadRecording(Exception):
-    """A recording that can not be used; `reason` is one word or two, the message says more."""
+    """A recording that can not be used; `reason` is two words that are counted, the message says more."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
-def load_recording(cut: Cut, clock: Clock) -> np.ndarray:
-    """(N,) float32 waveform of a cut at the clock's rate: channel 0 of what has several, resampled where needed.
+def load_recording(cut: Cut, clock: Clock, tolerance_sec: float = 0.1) -> np.ndarray:
+    """(N,) float32 waveform in [-1, 1] of a cut, at the clock's rate.
+
+    Of several channels the first is taken: channel 0 of the file for a MultiCut, as the released tokenizer does, and the cut's
+    own channel for a MonoCut. Other sample rates are converted (the rate is what the file says, not the manifest), samples
+    beyond [-1, 1] clipped. A waveform of zeros alone is refused, one that is merely quiet or constant is not.
+
+    Args:
+        cut: with a recording.
+        clock: rates.
+        tolerance_sec: how much the decoded file may differ from the duration in the manifest.
 
     Raises:
-        BadRecording: unreadable, wrong duration, empty, not finite or silent.
+        BadRecording: missing, unreadable, truncated, empty, of another duration, not finite or silent.
     """
     try:
-        audio = cut.resample(clock.sample_rate_hz).load_audio()
-    except DurationMismatchError as error:
-        raise BadRecording("wrong duration", str(error)) from error
+        plain = isinstance(cut, MonoCut | MultiCut) and cut.has_recording and not cut.recording.transforms
+        audio, rate_hz = _decode(cut, tolerance_sec) if plain else _render(cut)
+    except BadRecording:
+        raise
     except Exception as error:  # decoders raise whatever they like
-        kind = "wrong duration" if "mismatch" in str(error).lower() else "unreadable"
-        raise BadRecording(kind, f"{type(error).__name__}: {error}") from error
+        raise BadRecording("unreadable", f"{type(error).__name__}: {error}") from error
+    if audio.size == 0:
+        raise BadRecording("empty", "no samples")
+    if not np.isfinite(audio).all():
+        raise BadRecording("not finite", "the waveform has NaN or infinite samples")
+    if not audio.any():
+        raise BadRecording("silent", "every sample is zero")
+    return np.clip(resample(audio, rate_hz, clock.sample_rate_hz), -1.0, 1.0)
+
+
+def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """(N,) float32 at one rate -> (ceil(N * to / from),) float32 at another, by a polyphase filter."""
+    if from_hz == to_hz:
+        return audio
+    common = math.gcd(from_hz, to_hz)
+    return np.asarray(resample_poly(audio, to_hz // common, from_hz // common), dtype=np.float32)
+
+
+def path_of(cut: Cut) -> str:
+    """Where the audio of a cut is, for messages."""
+    parts = [track.cut for track in cut.tracks] if hasattr(cut, "tracks") else [cut]
+    sources = [source for part in parts if getattr(part, "has_recording", False) for source in part.recording.sources]
+    named = [str(source.source) for source in sources if source.type in ("file", "tar")]
+    return ", ".join(named) or "no file"
+
+
+def _decode(cut: MonoCut | MultiCut, tolerance_sec: float) -> tuple[np.ndarray, int]:
+    """(N,) float32 and its rate, of one channel of a file, read by libsndfile and nothing else.
+
+    Lhotse would pad what is up to half a second short with a copy of its end, and hand some file names to a shell.
+    """
+    wanted = cut.channel if isinstance(cut.channel, int) else min(cut.channel)
+    source = next((s for s in cut.recording.sources if wanted in s.channels), None)
+    if source is None:
+        raise BadRecording("missing channel", f"the recording has no channel {wanted}")
+    with soundfile.SoundFile(_open(source)) as file:
+        rate_hz = file.samplerate
+        if file.frames == 0:
+            raise BadRecording("empty", "the file has no samples")
+        if abs(file.frames / rate_hz - cut.recording.duration) > tolerance_sec:
+            found = f"{file.frames / rate_hz:.3f} s in the file, {cut.recording.duration:.3f} s in the manifest"
+            raise BadRecording("wrong duration", found)
+        start = round(cut.start * rate_hz)
+        num_samples = min(round(cut.duration * rate_hz), file.frames - start)
+        if num_samples * file.channels > MAX_SAMPLES:
+            raise BadRecording("too large", f"{num_samples} samples of {file.channels} channels")
+        if num_samples <= 0:
+            raise BadRecording("wrong duration", f"the cut starts at {cut.start} s, the file ends before")
+        file.seek(start)
+        samples = file.read(num_samples, dtype="float32", always_2d=True)
+        if len(samples) < num_samples:
+            raise BadRecording("truncated", f"{len(samples)} of {num_samples} samples could be decoded")
+    column = source.channels.index(wanted)
+    if column >= samples.shape[1]:
+        raise BadRecording("missing channel", f"{samples.shape[1]} channels in the file, the manifest wants {wanted}")
+    return np.ascontiguousarray(samples[:, column]), rate_hz
+
+
+def _open(source: AudioSource) -> str | BytesIO:
+    """What libsndfile reads a source from."""
+    if isinstance(source, TarSlice):
+        return BytesIO(read_member(str(source.source), source.offset, source.size))
+    if source.type == "memory" and isinstance(source.source, bytes):
+        return BytesIO(source.source)
+    if source.type == "shar":
+        raise BadRecording("missing", str(source.source) or "a Shar placeholder outside of a Shar folder")
+    path = Path(str(source.source))
+    if source.type != "file" or not path.is_file():  # a FIFO would wait for ever
+        raise BadRecording("missing", f"there is no file {path}")
+    if path.stat().st_size == 0:
+        raise BadRecording("empty", "the file has 0 bytes")
+    return str(path)
+
+
+def _render(cut: Cut) -> tuple[np.ndarray, int]:
+    """(N,) float32 and its rate, of a mixed or transformed cut, by Lhotse on libsndfile: no other backend, no shell."""
+    with audio_backend("LibsndfileBackend"):
+        audio = cut.load_audio()
     if audio is None or audio.size == 0:
         raise BadRecording("empty", "no samples")
-    mono = np.ascontiguousarray(audio[0], dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise BadRecording("not finite", "the waveform has NaN or infinite samples")
-    if not mono.any():
-        raise BadRecording("silent", "every sample is zero")
-    return np.clip(mono, -1.0, 1.0)
+    return np.ascontiguousarray(np.atleast_2d(audio)[0], dtype=np.float32), int(cut.sampling_rate)
 
 
 @dataclass
@@ -46,8 +140,8 @@ class Skips:
     """How many recordings were used and why others were not.
 
     Args:
-        max_rate: share of skipped recordings above which reading stops.
-        min_count: so many must have been skipped before the share is looked at.
+        max_rate: share of bad recordings above which reading stops.
+        min_count: so many must have been bad before the share is looked at.
     """
 
     max_rate: float = 0.001
@@ -56,13 +150,15 @@ class Skips:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, used: int, skipped: list[tuple[str, str]]) -> None:
-        """Count a batch: recordings used, and (cut id, reason) of those that were not.
+        """Count and log a batch: recordings used, and (cut id, "reason: path: detail") of those that were not.
 
         Raises:
             RuntimeError: too large a share is bad.
         """
         self.used += used
-        self.reasons.update(reason for _, reason in skipped)
+        for cut_id, why in skipped:
+            self.reasons[why.partition(":")[0]] += 1
+            log.warning("skipped %s (%s); %d bad, %d good so far", cut_id, why, self.reasons.total(), self.used)
         bad = self.reasons.total()
         if skipped and bad >= self.min_count and bad > self.max_rate * (self.used + bad):
             raise RuntimeError(
