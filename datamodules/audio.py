@@ -49,7 +49,7 @@ class AudioDataModule(L.LightningDataModule):
         clock: rates.
         train: corpora of the training mixture.
         val: validation sets by name; the name is part of the metric, `val/<name>/wer`; a set is a `CutSource` or its path.
-        batch_seconds: seconds of audio in a batch of one rank, padding counted.
+        batch_seconds: seconds of audio in a batch of one rank, padding counted; a longer recording is a batch of its own.
         max_seconds: longer recordings are left out; 30 is what Whisper sees.
         min_seconds: shorter recordings are left out.
         join_seconds: join short recordings, a little silence between them, to up to this many seconds; each batch draws its own
@@ -169,10 +169,10 @@ class AudioDataModule(L.LightningDataModule):
             raise ValueError("every corpus in data.init_args.train has weight 0; give one a weight")
         if self.join_seconds is not None and self.join_seconds > self.max_seconds:
             raise ValueError(f"join_seconds ({self.join_seconds}) must not exceed max_seconds ({self.max_seconds})")
-        if not 0 <= self.min_seconds < self.max_seconds <= self.batch_seconds:
+        if not 0 <= self.min_seconds < self.max_seconds or self.batch_seconds <= 0:
             raise ValueError(
-                f"min_seconds ({self.min_seconds}) < max_seconds ({self.max_seconds}) <= batch_seconds ({self.batch_seconds}) "
-                "must hold, a batch has room for the longest recording; edit `data.init_args` in the config"
+                f"0 <= min_seconds < max_seconds and 0 < batch_seconds must hold, got {self.min_seconds}, {self.max_seconds} "
+                f"and {self.batch_seconds}; edit `data.init_args` in the config"
             )
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, or null for ever, got {self.epochs}")
