@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    GenerationConfig,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -88,11 +89,10 @@ def build_model(
         decoder_ffn_dim=4 * width, suppress_tokens=None, begin_suppress_tokens=None, **shared,
     )  # fmt: skip
     model = WhisperForConditionalGeneration(config)
-    for name, value in {
-        **shared, "is_multilingual": True, "lang_to_id": {"<|en|>": en}, "task_to_id": {"transcribe": transcribe},
-        "no_timestamps_token_id": notimestamps, "max_length": 448, "return_timestamps": False,
-    }.items():  # fmt: skip
-        setattr(model.generation_config, name, value)
+    model.generation_config = GenerationConfig(
+        **shared, is_multilingual=True, lang_to_id={"<|en|>": en}, task_to_id={"transcribe": transcribe},
+        no_timestamps_token_id=notimestamps, max_length=448, return_timestamps=False,
+    )  # fmt: skip
     return model
 
 
