@@ -28,12 +28,16 @@ class EmaVQ(Quantizer):
         commitment: weight of the commitment loss, mean squared distance of the vectors to their (fixed) codes. The released
             model has 10 * 0.25, the GLM-4-Voice report says 10.
         restart_every: updates between restarts of dead codes; 0 never restarts.
-        restart_below: a code with a smoothed count under this is dead; None takes `decay ** restart_every` as released, which,
-            because of the smoothing, first catches unused codes at the second restart.
+        restart_below: a code with a smoothed count under this is dead. None takes `decay ** restart_every` as released (which,
+            because of the smoothing, first catches unused codes at the second restart), or 3 % of the average count where that
+            is less: with small batches every count is small, and the released bound would throw the whole codebook away.
         init: where the first codebook comes from: k-means over gathered frames, a draw of them, or random numbers.
         init_updates: optimizer steps during which frames are gathered and vectors pass through unquantised. The network gets used
             to pooling before it has to bear quantisation.
         init_frames_per_code: frames gathered per code, drawn evenly over the `init_updates` steps.
+        ramp_updates: steps over which quantisation takes over: each recording has a share of its tokens quantised, drawn
+            between a bound that rises to 1 over these steps and 1. A network that has never seen codes learns what they mean
+            from vectors around them; without the ramp, little data and small batches it loses the thread altogether.
         kmeans_iterations: rounds of Lloyd's algorithm.
         seed: of all random draws.
     """
@@ -43,6 +47,7 @@ class EmaVQ(Quantizer):
     ema_weight: Tensor  # (V, D)
     num_updates: Tensor  # ()
     pool: Tensor  # (frames, D) gathered for the first codebook; empty before and after
+    frames_seen: Tensor  # () on all ranks together while the pool was gathered
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class EmaVQ(Quantizer):
         init: Init = "kmeans",
         init_updates: int = 100,
         init_frames_per_code: int = 8,
+        ramp_updates: int = 0,
         kmeans_iterations: int = 10,
         seed: int = 0,
     ) -> None:
@@ -66,10 +72,11 @@ class EmaVQ(Quantizer):
         self.decay = decay
         self.commitment = commitment
         self.restart_every = restart_every
-        self.restart_below = decay**restart_every if restart_below is None else restart_below
+        self.restart_below = restart_below
         self.init = init
         self.init_updates = 0 if init == "random" else init_updates
         self.init_frames_per_code = init_frames_per_code
+        self.ramp_updates = ramp_updates
         self.kmeans_iterations = kmeans_iterations
         self.seed = seed
         start = 0.02 * torch.randn(num_codes, dim, generator=torch.Generator().manual_seed(seed))
@@ -78,6 +85,7 @@ class EmaVQ(Quantizer):
         self.register_buffer("ema_weight", start.clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("pool", start.new_zeros(0, dim))
+        self.register_buffer("frames_seen", torch.zeros((), dtype=torch.long))
         self._forget()
 
     @property
@@ -95,6 +103,7 @@ class EmaVQ(Quantizer):
             self._gather(x32[real], codes[real])
             distance = (x32 - q).square().mean(dim=-1)
             loss = self.commitment * (distance * real).sum() / real.sum().clamp(min=1)
+            q = torch.where(self._taken(real)[..., None], q, x32)
         return Quantized(x + (q.to(x) - x).detach(), codes, loss)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -112,6 +121,15 @@ class EmaVQ(Quantizer):
             self._start_codebook()
         self._forget()
         return {"restarted": float(restarted)}
+
+    def _taken(self, real: Tensor) -> Tensor:
+        """(B, T) bool, which tokens are quantised: all of them, but in training during the ramp."""
+        done = (int(self.num_updates) - self.init_updates) / max(1, self.ramp_updates)
+        if not self.training or done >= 1:
+            return torch.ones_like(real)
+        generator = self._generator()
+        share = done + (1 - done) * torch.rand(len(real), 1, generator=generator)
+        return (torch.rand(real.shape, generator=generator) < share).to(real.device)
 
     # -- what forward passes leave for the update ----------------------------------------------------------------------
 
@@ -171,23 +189,30 @@ class EmaVQ(Quantizer):
 
     def _restart(self) -> int:
         """Dead codes become random current frames. Returns how many codes were replaced."""
-        dead = torch.nonzero(self.ema_count < self.restart_below)[:, 0]
+        bound = self.restart_below
+        if bound is None:
+            bound = min(self.decay**self.restart_every, 0.03 * float(self.ema_count.mean()))
+        dead = torch.nonzero(self.ema_count < bound)[:, 0]
         drawn = self._draw_frames(len(dead))
         dead = dead[: len(drawn)]  # more dead codes than frames: the rest waits for the next restart
-        self.codebook[dead], self.ema_weight[dead], self.ema_count[dead] = drawn, drawn, 1.0
+        count = min(1.0, float(self.ema_count.mean()))  # 1 as released, less where an average code has less
+        self.codebook[dead], self.ema_weight[dead], self.ema_count[dead] = drawn, drawn * count, count
         return len(dead)
 
     def _grow_pool(self) -> None:
         per_update = -(-self.num_codes * self.init_frames_per_code // self.init_updates)
         self.pool = torch.cat([self.pool, self._draw_frames(per_update)])
+        self.frames_seen += sum_over_ranks(torch.tensor(sum(map(len, self._frames)), device=self.pool.device))
 
     def _start_codebook(self) -> None:
         iterations = self.kmeans_iterations if self.init == "kmeans" else 0
         self.codebook.copy_(kmeans(self.pool, self.num_codes, iterations, self._generator()))
         if is_distributed():  # ranks agree to the last bit, whatever their devices
             torch.distributed.broadcast(self.codebook, src=0)
-        self.ema_weight.copy_(self.codebook)
-        self.ema_count.fill_(1.0)
+        per_update = float(self.frames_seen) / self.init_updates
+        owned = torch.bincount(nearest(self.pool, self.codebook), minlength=self.num_codes) / len(self.pool)
+        self.ema_count.copy_(owned.clamp(min=0.1 / self.num_codes) * per_update)  # as if averaged for long already
+        self.ema_weight.copy_(self.codebook * self.ema_count[:, None])
         self.pool = self.pool[:0].clone()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:

@@ -53,6 +53,7 @@ def quantizer_of(config: dict, dim: int) -> EmaVQ:
         decay=config["quantize_ema_decay"],
         commitment=config["quantize_loss_scale"] * config["quantize_commit_coefficient"],
         restart_every=config["quantize_restart_interval"],
+        restart_below=config["quantize_ema_decay"] ** config["quantize_restart_interval"],
         init="random",
     )
 
@@ -85,7 +86,7 @@ def load_tokenizer(folder: str | Path) -> tuple[WhisperVQEncoder, WhisperTextDec
     )
     decoder = WhisperTextDecoder(WhisperDecoder(whisper))
     state = load_file(Path(folder) / "model.safetensors")
-    _load(encoder, ours(state), folder, may_lack={"quantizer.num_updates", "quantizer.pool"})
+    _load(encoder, ours(state), folder, may_lack={"quantizer.num_updates", "quantizer.pool", "quantizer.frames_seen"})
     decoder_state = {n.removeprefix("model.decoder."): v for n, v in state.items() if n.startswith("model.decoder.")}
     _load(decoder, decoder_state, folder, may_lack=set())
     return encoder, decoder

@@ -1,0 +1,38 @@
+"""A trained stage from its run folder."""
+
+from pathlib import Path
+
+import lightning as L
+from jsonargparse import ArgumentParser
+
+from speechlm import runs
+from speechlm.tokens.clock import Clock
+
+
+def load_stage(run: str | Path, checkpoint: str | Path | None = None) -> L.LightningModule:
+    """Build the stage a run's config.yaml names and load its newest checkpoint, in eval mode on the CPU.
+
+    Args:
+        run: run folder.
+        checkpoint: another checkpoint of the same shape.
+
+    Raises:
+        ValueError: the folder holds no run, or no checkpoint that fits.
+    """
+    config = runs.read_config(Path(run))
+    if config is None:
+        raise ValueError(f"{run} is no run folder: it has no config.yaml")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Clock, "clock")
+    parser.add_subclass_arguments(L.LightningModule, "model")
+    parser.link_arguments("clock", "model.init_args.clock")
+    parsed = parser.parse_object({"clock": config["clock"], "model": config["model"]})
+    stage = parser.instantiate_classes(parsed).model
+    newest = runs.newest_checkpoint(Path(run))
+    path = checkpoint or (newest and newest.path)
+    if path is None:
+        raise ValueError(f"{run} has no checkpoint yet")
+    runs.load_weights(stage, path)
+    return stage.eval()
+
+
