@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,7 @@ SAFE_STORAGES = ("lilcom_chunky", "lilcom_files", "numpy_files", "shar")  # plai
 CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut")
 MAX_LINE_BYTES = 64 * 2**20
 TAR_KEY = "tar sources"
+SHARD_NAME = re.compile(r"cuts\.(\d+)\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ class _Refused(ValueError):
 
 def _manifests(path: Path) -> list[Path]:
     found = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [p for p in found if p.name.endswith((".jsonl", ".jsonl.gz")) and not p.name.startswith(".")]
+    manifests = [p for p in found if p.name.endswith((".jsonl", ".jsonl.gz")) and not p.name.startswith(".")]
+    # In a Shar folder the other .jsonl files are fields, not cuts.
+    return [p for p in manifests if SHARD_NAME.match(p.name)] or manifests
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -285,10 +289,8 @@ class _Shard:
     @staticmethod
     def beside(manifest: Path) -> "_Shard | None":
         """The shard of a manifest, None where it is a manifest of its own."""
-        parts = manifest.name.split(".")
-        if parts[0] != "cuts" or len(parts) < 3 or not parts[1].isdigit():
-            return None
-        return _Shard(manifest.parent / f"recording.{parts[1]}.tar")
+        found = SHARD_NAME.match(manifest.name)
+        return _Shard(manifest.parent / f"recording.{found[1]}.tar") if found else None
 
     def source(self, cut: Cut) -> AudioSource:
         """Where the cut's recording lies."""

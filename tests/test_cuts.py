@@ -1,6 +1,7 @@
 """Manifests are read without ever running code, leaving their folder or losing a cut in silence."""
 
 import base64
+import contextlib
 import gzip
 import json
 import pickle
@@ -120,14 +121,13 @@ def test_a_manifest_never_runs_code_nor_leaves_its_folder(tmp_path: Path, name: 
     manifest = write_lines(tmp_path / "m.jsonl", [good_cut(), hostile])
     refusal = r"m\.jsonl:2: .*(refused|not the path|command or an address|leaves|is more than|read only|has a path)"
     with pytest.raises(ValueError, match=refusal):
-        for cut in read_cuts(manifest):
-            load_recording(cut, Clock())
+        loaded(read_cuts(manifest))
     assert not canary.exists()
 
 
 def test_the_canary_would_sing_if_lhotse_read_the_manifest(tmp_path: Path) -> None:
     hostile = dict(hostile_cuts(tmp_path / "canary"))["source: command"]
-    with pytest.raises(Exception, match=""):
+    with contextlib.suppress(Exception):  # the output of `touch` is no audio
         deserialize_item(hostile).load_audio()
     assert (tmp_path / "canary").exists()
 
@@ -230,7 +230,8 @@ def test_a_manifest_is_written_whole_or_not_at_all(tmp_path: Path, name: str) ->
 def test_audio_inside_a_manifest_is_read_back(tmp_path: Path) -> None:
     (cut,) = read_cuts(make_corpus(tmp_path, 1))
     expected = load_recording(cut, Clock())
-    write_cuts([cut.move_audio_to_memory(audio_format="wav")], tmp_path / "m.jsonl")
+    cut.recording = cut.recording.move_to_memory(format="wav")
+    write_cuts([cut], tmp_path / "m.jsonl")
     (again,) = read_cuts(tmp_path / "m.jsonl")
     np.testing.assert_allclose(load_recording(again, Clock()), expected, atol=1e-4)
 
@@ -300,7 +301,7 @@ def test_a_damaged_shard_loses_no_cut_in_silence(shar: Path, damage: str) -> Non
     audio, lost = loaded(read_cuts(shar))
     assert len(audio) + len(lost) == 20
     assert len(audio) == (0 if damage in ("no tar", "empty") else 10)
-    assert all("missing" in why and "recording.000000.tar" in why for why in lost.values())
+    assert all(why.startswith(("missing", "unreadable")) and "recording.000000.tar" in why for why in lost.values())
 
 
 def test_a_shar_manifest_never_runs_code(shar: Path, tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Corpora as they are published -> cut manifests that the configs name.
+
+python -m datamodules.prepare librispeech --corpus data/LibriSpeech --out data/librispeech
+python -m datamodules.prepare emilia --corpus data/Emilia-Dataset --out data/emilia --languages '[en, zh]' --jobs 16
+"""
+
+import sys
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from datamodules.recipes import emilia, librispeech
+
+RECIPES: dict[str, Any] = {"librispeech": librispeech.prepare, "emilia": emilia.prepare}
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line; exits with 2 for an argument that is wrong, with 1 for a corpus that is."""
+    try:
+        auto_cli(RECIPES, args=args, as_positional=False, prog="python -m datamodules.prepare")
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

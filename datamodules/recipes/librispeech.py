@@ -1,0 +1,50 @@
+"""LibriSpeech (https://www.openslr.org/12) as cut manifests: Lhotse's recipe, in the layout that the configs name."""
+
+import random
+from pathlib import Path
+
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.recipes import prepare_librispeech
+
+from datamodules.cuts import write_cuts
+
+
+def prepare(
+    corpus: Path, out: Path, parts: list[str] | None = None, lower: bool = True, jobs: int = 1, seed: int = 0
+) -> None:
+    """Write `<part>.jsonl.gz` for every part, and all train parts together, shuffled, as `train.jsonl.gz`.
+
+    Args:
+        corpus: the folder of dev-clean, train-clean-100 and so on, or the one that has it as LibriSpeech/.
+        out: where the manifests go; inside or above the corpus they name its files relatively, so that both can move together.
+        parts: such as train-clean-100; all that are there by default.
+        lower: the transcripts, all capitals in the corpus, in lower case, which is what text tokenizers know.
+        jobs: threads that read the files' headers.
+        seed: of the shuffle. The corpus is in order of speakers, and training shuffles only within a buffer.
+
+    Raises:
+        ValueError: nothing of the corpus is there.
+    """
+    corpus = corpus / "LibriSpeech" if (corpus / "LibriSpeech").is_dir() else corpus
+    missing = [part for part in parts or [] if not (corpus / part).is_dir()]
+    if not corpus.is_dir() or missing:
+        raise ValueError(
+            f"there is no {', '.join(missing) or 'folder'} at {corpus}; fetch it from openslr.org/12 and unpack it"
+        )
+    found = prepare_librispeech(
+        corpus, dataset_parts=parts or "auto", normalize_text="lower" if lower else "none", num_jobs=jobs
+    )
+    train: list[Cut] = []
+    for part in sorted(found):
+        recordings, supervisions = found[part]["recordings"], found[part]["supervisions"]
+        cuts = sorted(CutSet.from_manifests(recordings, supervisions), key=lambda cut: cut.id)
+        for cut in cuts:
+            cut.id = cut.recording.id  # not Lhotse's running number
+        random.Random(f"{seed} {part}").shuffle(cuts)
+        write_cuts(cuts, out / f"{part}.jsonl.gz")
+        print(f"{part}: {len(cuts)} recordings, {sum(cut.duration for cut in cuts) / 3600:.2f} h")
+        train += cuts if part.startswith("train") else []
+    if train:
+        random.Random(seed).shuffle(train)
+        write_cuts(train, out / "train.jsonl.gz")
