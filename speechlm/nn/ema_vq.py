@@ -124,9 +124,10 @@ class EmaVQ(Quantizer):
 
     def _taken(self, real: Tensor) -> Tensor:
         """(B, T) bool, which tokens are quantised: all of them, but in training during the ramp."""
-        done = (int(self.num_updates) - self.init_updates) / max(1, self.ramp_updates)
-        if not self.training or done >= 1:
+        updates = int(self.num_updates) - self.init_updates
+        if not self.training or updates >= self.ramp_updates:
             return torch.ones_like(real)
+        done = updates / self.ramp_updates
         generator = self._generator()
         share = done + (1 - done) * torch.rand(len(real), 1, generator=generator)
         return (torch.rand(real.shape, generator=generator) < share).to(real.device)
