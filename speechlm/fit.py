@@ -1,82 +1,200 @@
-"""Train any stage: `python -m speechlm.fit --config configs/<stage>/<name>.yaml`.
+"""Train any stage: `python -m speechlm.fit --config configs/<stage>/<name>.yaml [--trainer.max_steps 10 …]`.
 
-Lightning's own CLI plus what a run needs around it: a folder of its own, the clock handed to model and data alike, resumption by
-the identical command, and starting from weights.
+The identical command resumes. `--init_from` starts a new run from weights, `--ckpt_path` goes on with a run of another folder.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
-import torch
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import yaml
+from jsonargparse.typing import restricted_string_type
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
 from callbacks.jsonl import JsonlLogger
-from speechlm.runs import RunFolder, load_weights
+from callbacks.progress import PlainProgress, TerminalProgress
+from callbacks.run_record import RunRecord
+from speechlm import runs
 from speechlm.tokens.clock import Clock
+
+RunName = restricted_string_type(
+    "RunName", r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$", docstring="letters, digits, '_', '.', '-', and '/' between them"
+)
 
 
 class FitCLI(LightningCLI):
-    """Lightning's CLI with the run's name and folder, and one section, `clock`, handed to the model and to the data alike."""
+    """Lightning's own CLI plus a run folder, one clock handed to the model and to the data, and resuming by default."""
+
+    resume: runs.Checkpoint | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, required=True, help="name of the run; its folder is <runs_dir>/<name>")
+        """The sections that Lightning does not have."""
+        parser.add_argument("--name", type=RunName, required=True, help="name of the run; its folder is runs_dir/name")
         parser.add_argument("--runs_dir", type=str, default="runs", help="where run folders lie")
-        parser.add_argument("--init_from", type=str, default=None, help="start from these weights: .ckpt or .safetensors")
-        parser.add_argument("--ckpt_path", type=str, default=None, help="resume this checkpoint instead of the run's own newest")
+        parser.add_argument("--init_from", type=str | None, help="weights to start from: .ckpt, .safetensors or a folder of them")
+        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of another run to go on with, optimizer and all")
         parser.add_argument(
-            "--allow_config_change", type=bool, default=False, help="resume although model, data or clock have changed"
+            "--allow_config_change",
+            type=bool | list[str],
+            default=False,
+            help="resume although settings changed: true, or the keys that may, such as [model.init_args.optimizer]",
         )
         parser.add_class_arguments(Clock, "clock")
-        parser.link_arguments("clock", "model.init_args.clock", apply_on="parse")
-        parser.link_arguments("clock", "data.init_args.clock", apply_on="parse")
+        parser.link_arguments("clock", "model.init_args.clock")
+        parser.link_arguments("clock", "data.init_args.clock")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.link_arguments(("runs_dir", "name"), "checkpoint.folder", lambda root, name: f"{root}/{name}/checkpoints")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Arguments handed to `main` count alone, whatever the process was started with."""
+        self.command = sys.argv if args is None else ["speechlm.fit", *map(str, args)]
+        self.config = parser.parse_args(args)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.runs_dir) / self.config.name
 
     def before_instantiate_classes(self) -> None:
-        """Everything the trainer writes goes into the run's folder."""
-        self.run = RunFolder(Path(self.config.runs_dir) / self.config.name)
-        self.config.trainer.default_root_dir = str(self.run.path)
+        """Everything that can be refused before weights are loaded."""
+        self.plain_config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for argument in ("init_from", "ckpt_path"):
+            path = self.config[argument]
+            if path and not Path(path).exists():
+                self.refuse(f"argument --{argument}: no file or folder at {path}")
+        try:
+            self.resume = self._where_to_resume()
+            self._refuse_changes()
+        except ValueError as error:
+            self.refuse(str(error))
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; what a constructor refuses is the user's to mend, so it ends with exit code 2."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, OSError) as error:
+            self.refuse_naming_argument(error)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
-        trainer.loggers = [JsonlLogger(self.run.path / "metrics.jsonl"), *trainer.loggers]
-        return trainer
+        """A trainer that logs, saves and shows its progress in the run's own folder."""
+        trainer = self.config_init.trainer
+        trainer.default_root_dir = trainer.default_root_dir or str(self.folder)
+        trainer.plugins = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
+        trainer.logger = [JsonlLogger(str(self.folder)), *_as_list(trainer.logger)]
+        trainer.callbacks = _as_list(trainer.callbacks)
+        if trainer.enable_progress_bar is not False:
+            trainer.callbacks.append(TerminalProgress() if sys.stdout.isatty() else PlainProgress())
+        if not trainer.fast_dev_run:
+            notes = {"resumed_from": str(self.resume.path) if self.resume else None, "changes": self.changes}
+            trainer.callbacks.append(RunRecord(self.folder, self.plain_config, self.command, notes))
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self) -> None:
+        """Train, from where the run left off, from given weights, or from the beginning."""
+        if self.resume is None and self.config.init_from:
+            try:
+                runs.load_weights(self.model, self.config.init_from)
+            except ValueError as error:
+                self.refuse(f"argument --init_from: {error}")
+        path = self.resume.path if self.resume else None
+        try:
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
+        except FileNotFoundError as error:
+            self.refuse_naming_argument(error)
+
+    def finished(self) -> str:
+        """Why there is nothing left to do, or an empty string."""
+        if self.resume is None:
+            return ""
+        max_steps, max_epochs = self.config.trainer.max_steps, self.config.trainer.max_epochs
+        if 0 <= max_steps <= self.resume.step:
+            return f"step {self.resume.step} of trainer.max_steps {max_steps}"
+        if max_epochs is not None and 0 <= max_epochs <= self.resume.epochs:
+            return f"epoch {self.resume.epochs} of trainer.max_epochs {max_epochs}"
+        return ""
+
+    def refuse(self, message: str) -> NoReturn:
+        """End with exit code 2 and a message."""
+        self.parser.error(message)
+        raise AssertionError("the parser's error exits")
+
+    def refuse_naming_argument(self, error: Exception) -> NoReturn:
+        """`refuse`, with the argument whose value the error speaks of; an error that speaks of none is raised as it is."""
+        message = str(error)
+        named = [(key, value) for key, value in runs.leaves(self.plain_config) if isinstance(value, str) and len(value) > 2]
+        fitting = [(len(value), key) for key, value in named if value in message and not key.endswith("class_path")]
+        if not fitting and isinstance(error, OSError):
+            raise error
+        where = f"argument {max(fitting)[1]}: " if fitting else ""
+        self.refuse(where + message)
+
+    def _where_to_resume(self) -> runs.Checkpoint | None:
+        """The run's own newest checkpoint, or `ckpt_path` where that is further."""
+        own = runs.newest_checkpoint(self.folder)
+        if not self.config.ckpt_path:
+            return own
+        given = runs.inspect_checkpoint(self.config.ckpt_path)
+        if own is None or given.step > own.step or given.path.resolve() == own.path.resolve():
+            return given
+        if given.path.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(
+                f"argument --ckpt_path: {given.path} is behind {own.path} of the same run; give the branch that starts "
+                f"there another --name"
+            )
+        return own
+
+    def _refuse_changes(self) -> None:
+        """A run goes on with what it began with, unless it was said that it may not."""
+        self.changes: dict[str, Any] = {}
+        before = runs.read_config(self.resume.path.parent.parent) if self.resume else None
+        if before is None:
+            return
+        self.changes = runs.config_changes(before, self.plain_config)
+        forbidden = runs.forbidden_changes(self.changes, self.config.allow_config_change)
+        if forbidden:
+            lines = "".join(f"\n  {key}: {old!r} -> {new!r}" for key, (old, new) in forbidden.items())
+            raise ValueError(
+                f"{self.resume} can not be resumed with another config:{lines}\nchoose another --name, or allow it with "
+                f"--allow_config_change '[{', '.join(forbidden)}]' (or true)"
+            )
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Parse, build, resume or start, fit. Exits with 2 and the argument's name where the configuration is wrong."""
-    cli = build(args)
-    run = cli.run
-    try:
-        resume = run.checkpoint_to_resume(cli.config)
-        if cli.config.init_from and not resume:
-            load_weights(cli.model, cli.config.init_from)
-    except (ValueError, FileNotFoundError) as error:
-        cli.parser.error(str(error))
-    run.prepare(cli.trainer, cli.parser, cli.config, getattr(cli.model, "vocab", None))
-    if resume and run.is_finished(resume, cli.trainer):
-        print(f"{run.path} is finished; raise trainer.max_steps to train on, or choose another --name")
-        return
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
-
-
-def build(args: Sequence[str] | None = None) -> FitCLI:
-    """The model, the data and the trainer of a configuration, nothing run."""
-    torch.set_float32_matmul_precision("high")
+def build(args: ArgsType = None) -> FitCLI:
+    """The model, the data and the trainer of a configuration; nothing is run."""
     return FitCLI(
-        run=False,
-        args=list(args) if args is not None else None,
-        save_config_callback=None,  # written by the run folder, which compares it first
-        subclass_mode_model=True,
-        subclass_mode_data=True,
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,  # the run record writes it
         seed_everything_default=0,
         parser_kwargs={"parser_mode": "omegaconf+"},
         trainer_defaults={"use_distributed_sampler": False, "max_epochs": 1, "logger": False},
+        run=False,
+        args=args,
     )
 
 
+def main(args: ArgsType = None) -> None:
+    """Parse, build, and train from where the run left off."""
+    cli = build(args)
+    finished = cli.finished()
+    if finished:
+        rank_zero_info(f"{cli.folder} is finished ({finished}); raise that to train on, or choose another --name")
+        return
+    cli.fit()
+
+
+def _as_list(value: Any) -> list[Any]:
+    """One, several or none (also `logger: false`) as a list."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

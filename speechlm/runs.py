@@ -142,18 +142,18 @@ def _guarded(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     trainer = config.get("trainer") or {}
     picked = {name: config.get(name) for name in GUARDED}
     picked["trainer"] = {name: trainer.get(name) for name in GUARDED_TRAINER}
-    for key, value in _leaves(picked):
+    for key, value in leaves(picked):
         if key.rsplit(".", 1)[-1] not in HARMLESS:
             yield key, value
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested sections; an empty section is a value of its own."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if not children:
         yield key, value
     for name, child in children:
-        yield from _leaves(child, f"{key}.{name}" if key else str(name))
+        yield from leaves(child, f"{key}.{name}" if key else str(name))
 
 
 def _covers(name: str, key: str) -> bool:

@@ -1,0 +1,105 @@
+"""Progress on a terminal as a bar, elsewhere as one line at a time; both say when the run will be done."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+
+class RunClock:
+    """Estimates the time to the end of a run from the steps done since it started or resumed."""
+
+    def __init__(self) -> None:
+        self._first_step, self._start = 0, time.monotonic()
+
+    def restart(self, trainer: L.Trainer) -> None:
+        """Count from here."""
+        self._first_step, self._start = trainer.global_step, time.monotonic()
+
+    def eta(self, trainer: L.Trainer) -> str:
+        """Time left as h:mm:ss, or "?" while nothing is known."""
+        done, total = trainer.global_step - self._first_step, total_steps(trainer)
+        if done <= 0 or total is None:
+            return "?"
+        left = (time.monotonic() - self._start) / done * max(0, total - trainer.global_step)
+        return f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
+
+
+def total_steps(trainer: L.Trainer) -> int | None:
+    """Optimizer steps of the whole run, or None where the data's length is unknown and no `max_steps` is set."""
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs is None or epochs < 0 or batches == float("inf"):
+        return None
+    return -(-int(batches) // trainer.accumulate_grad_batches) * epochs
+
+
+class TerminalProgress(RichProgressBar):
+    """Lightning's rich bar with the time to the end of the run, not of the epoch alone."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        self.clock = RunClock()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.clock.restart(trainer)
+        super().on_train_start(trainer, pl_module)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What the bar shows behind it."""
+        shown: dict[str, Any] = {**super().get_metrics(trainer, pl_module)}
+        shown.pop("v_num", None)
+        return {**shown, "eta": self.clock.eta(trainer)}
+
+
+class PlainProgress(ProgressBar):
+    """A line every `log_every_n_steps` steps, for log files and schedulers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = RunClock()
+        self._enabled, self._shown_step = True, -1
+
+    def disable(self) -> None:
+        """Ranks other than the first stay quiet."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Speak again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.clock.restart(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """A line of training."""
+        due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0 or trainer.global_step == trainer.max_steps
+        if due and trainer.global_step != self._shown_step:
+            self._shown_step = trainer.global_step
+            self._print(trainer, pl_module, "train/")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A line of validation."""
+        if not trainer.sanity_checking:
+            self._print(trainer, pl_module, "val/")
+
+    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
+        if not self._enabled:
+            return
+        metrics = {**self.get_metrics(trainer, pl_module)}
+        shown = [f"{name} {_short(value)}" for name, value in metrics.items() if name.startswith((prefix, "perf/"))]
+        total = total_steps(trainer)
+        head = f"step {trainer.global_step}" + (f"/{total}" if total else "")
+        print("  ".join([head, *shown, f"eta {self.clock.eta(trainer)}"]), file=sys.stdout, flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,65 @@
+"""What a run was started with, kept in its folder: config, origin and vocabulary."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+
+from speechlm.files import write_text_atomic
+from speechlm.provenance import provenance, redact
+from speechlm.tokens.vocab import Vocab
+
+
+class RunRecord(L.Callback):
+    """Writes `config.yaml`, `env.json` and `vocab.json`, and puts the vocabulary's hash into every checkpoint.
+
+    `env.json` describes the latest start and lists the ones before it under `starts`.
+
+    Args:
+        folder: the run folder.
+        config: the resolved config, as plain values.
+        command: the command line, program first; the process's own where None.
+        notes: what else to say about this start, such as the checkpoint it resumes from.
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], command: list[str] | None = None, notes: dict[str, Any] | None = None
+    ) -> None:
+        self.folder, self.config, self.command, self.notes = folder, config, command, notes or {}
+        self._vocab: Vocab | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the files, on the first rank."""
+        self._vocab = getattr(pl_module, "vocab", None)
+        if not trainer.is_global_zero:
+            return
+        self._write_vocab()
+        write_text_atomic(self.folder / "config.yaml", yaml.safe_dump(redact(self.config), sort_keys=False))
+        write_text_atomic(self.folder / "env.json", json.dumps(self._environment(trainer), indent=2) + "\n")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The vocabulary travels with the weights."""
+        if self._vocab is not None:
+            checkpoint["vocab_hash"] = self._vocab.hash
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Weights of another vocabulary are refused."""
+        if self._vocab is not None and "vocab_hash" in checkpoint:
+            self._vocab.require(checkpoint["vocab_hash"], "the checkpoint")
+
+    def _write_vocab(self) -> None:
+        path = self.folder / "vocab.json"
+        if self._vocab is None:
+            return
+        if path.exists():
+            self._vocab.require(Vocab.load(path).hash, str(path))
+        self._vocab.save(path)
+
+    def _environment(self, trainer: L.Trainer) -> dict[str, Any]:
+        path = self.folder / "env.json"
+        before = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+        now = {**provenance(self.command), "world_size": trainer.world_size, "num_nodes": trainer.num_nodes}
+        start = {"started": now["started"], "command": now["command"], "git": now["git"], **redact(self.notes)}
+        return {**now, "starts": [*before, start]}
