@@ -30,7 +30,9 @@ Step = Callable[[AudioBatch], torch.Tensor]
 
 def ours(whisper: str, device: str) -> Step:
     """One training step of the stage, without a trainer around it."""
-    stage = SpeechTokenizer(Clock(), whisper, lambda dim: EmaVQ(dim, 2048, init="random"), source_form="unpadded").to(device)
+    stage = SpeechTokenizer(Clock(), whisper, lambda dim: EmaVQ(dim, 2048, init="random"), source_form="unpadded").to(
+        device
+    )
     optimizer = torch.optim.AdamW([p for p in stage.parameters() if p.requires_grad], lr=1e-5)
 
     def step(batch: AudioBatch) -> torch.Tensor:
@@ -83,7 +85,9 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, default=60.0)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    data = AudioDataModule(Clock(), [CutSource(args.cuts)], batch_seconds=args.batch_seconds, epochs=1, max_skip_rate=1.0)
+    data = AudioDataModule(
+        Clock(), [CutSource(args.cuts)], batch_seconds=args.batch_seconds, epochs=1, max_skip_rate=1.0
+    )
     batches = [batch for _, batch in zip(range(args.steps + 1), data.train_dataloader(), strict=False)]
     sides = {"ours": ours(args.whisper, device), "usual": usual(args.whisper, device)}
     for step in sides.values():
@@ -95,7 +99,9 @@ def main() -> None:
     medians = {name: round(statistics.median(values), 1) for name, values in speeds.items()}
     ratios = [a / b for a, b in zip(speeds["ours"], speeds["usual"], strict=True)]
     result = {
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "whisper": args.whisper,

@@ -58,7 +58,9 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: str, every_n_steps: int = 1000, keep: int = 3) -> None:
         super().__init__()
         if every_n_steps < 1 or keep == 0 or keep < -1:
-            raise ValueError(f"checkpoints need every_n_steps >= 1 and keep >= 1 (or -1), got {every_n_steps} and {keep}")
+            raise ValueError(
+                f"checkpoints need every_n_steps >= 1 and keep >= 1 (or -1), got {every_n_steps} and {keep}"
+            )
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self._saved_step = 0
 

@@ -25,7 +25,11 @@ class RunRecord(L.Callback):
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], command: list[str] | None = None, notes: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        command: list[str] | None = None,
+        notes: dict[str, Any] | None = None,
     ) -> None:
         self.folder, self.config, self.command, self.notes = folder, config, command, notes or {}
         self._vocab: Vocab | None = None

@@ -40,7 +40,9 @@ class Throughput(L.Callback):
         self._restart()
         self._left_at = None
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self._left_at is not None:
             self._waited += time.perf_counter() - self._left_at
 

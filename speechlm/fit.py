@@ -11,7 +11,6 @@ import lightning as L
 import yaml
 from jsonargparse.typing import restricted_string_type
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
@@ -22,7 +21,9 @@ from speechlm import runs
 from speechlm.tokens.clock import Clock
 
 RunName = restricted_string_type(
-    "RunName", r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$", docstring="letters, digits, '_', '.', '-', and '/' between them"
+    "RunName",
+    r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$",
+    docstring="letters, digits, '_', '.', '-', and '/' between them",
 )
 
 
@@ -35,8 +36,12 @@ class FitCLI(LightningCLI):
         """The sections that Lightning does not have."""
         parser.add_argument("--name", type=RunName, required=True, help="name of the run; its folder is runs_dir/name")
         parser.add_argument("--runs_dir", type=str, default="runs", help="where run folders lie")
-        parser.add_argument("--init_from", type=str | None, help="weights to start from: .ckpt, .safetensors or a folder of them")
-        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of another run to go on with, optimizer and all")
+        parser.add_argument(
+            "--init_from", type=str | None, help="weights to start from: .ckpt, .safetensors or a folder of them"
+        )
+        parser.add_argument(
+            "--ckpt_path", type=str | None, help="checkpoint of another run to go on with, optimizer and all"
+        )
         parser.add_argument(
             "--allow_config_change",
             type=bool | list[str],
@@ -47,7 +52,9 @@ class FitCLI(LightningCLI):
         parser.link_arguments("clock", "model.init_args.clock")
         parser.link_arguments("clock", "data.init_args.clock")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        parser.link_arguments(("runs_dir", "name"), "checkpoint.folder", lambda root, name: f"{root}/{name}/checkpoints")
+        parser.link_arguments(
+            ("runs_dir", "name"), "checkpoint.folder", lambda root, name: f"{root}/{name}/checkpoints"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Arguments handed to `main` count alone, whatever the process was started with."""
@@ -125,7 +132,9 @@ class FitCLI(LightningCLI):
     def refuse_naming_argument(self, error: Exception) -> NoReturn:
         """`refuse`, with the argument whose value the error speaks of; an error that speaks of none is raised as it is."""
         message = str(error)
-        named = [(key, value) for key, value in runs.leaves(self.plain_config) if isinstance(value, str) and len(value) > 2]
+        named = [
+            (key, value) for key, value in runs.leaves(self.plain_config) if isinstance(value, str) and len(value) > 2
+        ]
         fitting = [(len(value), key) for key, value in named if value in message and not key.endswith("class_path")]
         if not fitting and isinstance(error, OSError):
             raise error

@@ -34,5 +34,3 @@ def load_stage(run: str | Path, checkpoint: str | Path | None = None) -> L.Light
         raise ValueError(f"{run} has no checkpoint yet")
     runs.load_weights(stage, path)
     return stage.eval()
-
-

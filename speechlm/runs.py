@@ -1,6 +1,6 @@
 """A run folder: what lies in it, where a run goes on from, and whether it still is the same run.
 
-    runs/<name>/config.yaml  env.json  vocab.json  metrics.jsonl  checkpoints/  samples/  wandb/
+runs/<name>/config.yaml  env.json  vocab.json  metrics.jsonl  checkpoints/  samples/  wandb/
 """
 
 import warnings

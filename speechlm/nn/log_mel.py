@@ -74,7 +74,9 @@ class LogMel(nn.Module):
         width = int(padded_lens.max())
         audio = F.pad(audio, (0, max(0, width - audio.shape[1])))[:, :width]
         audio = audio * length_mask(audio_lens, width)
-        mirrored = padded_lens[:, None] - 2 - torch.arange(edge, device=audio.device)  # right edge, without the last sample
+        mirrored = (
+            padded_lens[:, None] - 2 - torch.arange(edge, device=audio.device)
+        )  # right edge, without the last sample
         tail = audio.gather(1, mirrored.clamp(min=0))
         extended = F.pad(audio, (edge, edge))
         extended[:, :edge] = audio[:, 1 : edge + 1].flip(1)

@@ -65,7 +65,9 @@ class WhisperText:
         ids = [self.start]
         if self.languages:
             if (language or "en") not in self.languages:
-                raise ValueError(f"this Whisper does not know the language {language!r}; it knows {sorted(self.languages)}")
+                raise ValueError(
+                    f"this Whisper does not know the language {language!r}; it knows {sorted(self.languages)}"
+                )
             ids.append(self.languages[language or "en"])
         ids += [id_ for id_ in (self.transcribe, self.no_timestamps) if id_ is not None]
         return ids

@@ -89,7 +89,9 @@ class WhisperVQ(nn.Module):
         rows = [
             torch.cat([codes[i, : lens[i]] for i in range(len(codes)) if owner[i] == b]) for b in range(len(audio_lens))
         ]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1), lens.new_tensor([len(r) for r in rows])
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1), lens.new_tensor(
+            [len(r) for r in rows]
+        )
 
     @torch.no_grad()
     def transcribe(

@@ -51,7 +51,9 @@ class AdamWSettings:
         names = [name for name, _ in module.named_parameters()]
         for prefix in self.lr_scale:
             if not any(_starts_with(name, prefix) for name in names):
-                raise ValueError(f"lr_scale names {prefix!r}, which is no part of the model; its parts are {_parts(names)}")
+                raise ValueError(
+                    f"lr_scale names {prefix!r}, which is no part of the model; its parts are {_parts(names)}"
+                )
         for name, parameter in module.named_parameters():
             if self._scale(name) == 0.0:
                 parameter.requires_grad_(False)
@@ -92,5 +94,3 @@ def _starts_with(name: str, prefix: str) -> bool:
 
 def _parts(names: list[str]) -> list[str]:
     return sorted({".".join(name.split(".")[:3]) for name in names})
-
-

@@ -87,7 +87,9 @@ class SpeechTokenizer(L.LightningModule):
         """Greedy transcripts through the bottleneck."""
         return self.model.transcribe(audio, audio_lens, languages or [])
 
-    def transcribe_unquantised(self, audio: Tensor, audio_lens: Tensor, languages: list[str] | None = None) -> list[str]:
+    def transcribe_unquantised(
+        self, audio: Tensor, audio_lens: Tensor, languages: list[str] | None = None
+    ) -> list[str]:
         """Greedy transcripts of the model this one started from."""
         return self.source().transcribe(audio, audio_lens, languages)
 
@@ -169,7 +171,11 @@ class SpeechTokenizer(L.LightningModule):
         entropy = -(share * share.clamp(min=1e-12).log()).sum()
         self.log("codebook/usage", (counts > 0).float().mean(), rank_zero_only=True)
         self.log("codebook/perplexity", entropy.exp(), rank_zero_only=True)
-        self.log("codebook/bits_per_sec", entropy / torch.log(torch.tensor(2.0)) * self.clock.token_rate_hz, rank_zero_only=True)
+        self.log(
+            "codebook/bits_per_sec",
+            entropy / torch.log(torch.tensor(2.0)) * self.clock.token_rate_hz,
+            rank_zero_only=True,
+        )
 
     # -- validation ----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,15 @@ from torch import Tensor
 from speechlm.files import write_text_atomic
 
 #: Control tokens in the order of their ids. New ones are appended, so that old ids never move.
-CONTROLS = ("<|begin_of_audio|>", "<|end_of_audio|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|pad|>")
+CONTROLS = (
+    "<|begin_of_audio|>",
+    "<|end_of_audio|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|pad|>",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class Vocab:
 
     def __post_init__(self) -> None:
         if self.num_text < 0 or self.num_speech <= 0:
-            raise ValueError(f"a vocabulary needs num_text >= 0 and num_speech > 0, got {self.num_text} and {self.num_speech}")
+            raise ValueError(
+                f"a vocabulary needs num_text >= 0 and num_speech > 0, got {self.num_text} and {self.num_speech}"
+            )
         if len(set(self.controls)) != len(self.controls):
             raise ValueError(f"every control token may be listed once, got {list(self.controls)}")
 
