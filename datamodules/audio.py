@@ -13,7 +13,6 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler
-from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -120,10 +119,7 @@ class AudioDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> "CountedLoader":
         epoch, batches = position(self.trainer) if self.trainer else (0, 0)
-        limit = self.trainer.limit_train_batches if self.trainer else None
-        sampler = ResumedSampler(
-            self._train_batches, epoch, self._at_this_world_size(batches), limit if isinstance(limit, int) else None
-        )
+        sampler = ResumedSampler(self._train_batches, epoch, self._at_this_world_size(batches))
         dataset = AudioDataset(
             self.clock,
             self.duration_tolerance_sec,
@@ -138,7 +134,7 @@ class AudioDataModule(L.LightningDataModule):
         loaders = []
         for source in self.val_sources.values():
             cuts = UsableCuts(source, self._unfit)
-            batches = self._batches(CutSet(cast(Any, cuts)), self._bins(cuts, source.path), shuffle=False, epoch=0)
+            batches = self._batches(CutSet(cast(Any, cuts)), self._buckets(cuts, source.path), shuffle=False, epoch=0)
             dataset = AudioDataset(
                 self.clock, self.duration_tolerance_sec, self.clock.num_samples(self.max_seconds), seed=self.seed
             )
@@ -163,6 +159,10 @@ class AudioDataModule(L.LightningDataModule):
             )
 
     def _check(self) -> None:
+        if self.num_buckets < 1 or self.buffer_size < 1:
+            raise ValueError(
+                f"num_buckets and buffer_size must be at least 1, got {self.num_buckets}, {self.buffer_size}"
+            )
         if not self.train_sources:
             raise ValueError("data.init_args.train lists no corpus; name at least one cut manifest")
         if not any(source.weight > 0 for source in self.train_sources):
@@ -193,14 +193,14 @@ class AudioDataModule(L.LightningDataModule):
         """Batches of one Lightning epoch: `epochs` passes, or one that never ends."""
         weighted = [source for source in self.train_sources if source.weight > 0]
         first = [UsableCuts(source, self._unfit, self.seed) for source in weighted]
-        bins = self._bins(self._mixed(first), ", ".join(source.path for source in weighted))
+        buckets = self._buckets(self._mixed(first), ", ".join(source.path for source in weighted))
         for number in range(self.epochs or 1):
             number += epoch * (self.epochs or 1)
             cuts = [
                 UsableCuts(source, self._unfit, self.seed, number, forever=self.epochs is None, left_out=self.left_out)
                 for source in weighted
             ]
-            yield from self._batches(self._mixed(cuts), bins, self.shuffle, number)
+            yield from self._batches(self._mixed(cuts), buckets, self.shuffle, number)
 
     def _mixed(self, sources: list["UsableCuts"]) -> CutSet:
         sets = [CutSet(cast(Any, cuts)) for cuts in sources]
@@ -217,21 +217,34 @@ class AudioDataModule(L.LightningDataModule):
             return "too short"
         return "" if text_of(cut) else "no transcript"
 
-    def _bins(self, cuts: Iterable[Cut], name: str) -> list[float]:
-        """Limits of the buckets in seconds, the same for every rank and pass."""
-        some = list(itertools.islice(cuts, CUTS_FOR_BUCKETS))
-        if not some:
+    def _buckets(self, cuts: Iterable[Cut], name: str) -> tuple[list[float], int]:
+        """Limits of the buckets in seconds, and how many cuts to hold: the same for every rank and pass."""
+        seconds = [cut.duration for cut in itertools.islice(cuts, CUTS_FOR_BUCKETS)]
+        if not seconds:
             raise ValueError(f"no cut can be used of {name}: all are too long, too short or without transcript")
-        buckets = min(self.num_buckets, len(some))
-        bins = estimate_duration_buckets(some, buckets) if buckets > 1 else []
-        return [float(limit) for limit in bins] or [some[0].duration]
+        share = sum(seconds) / self.num_buckets
+        limits, filled = [], 0.0
+        for length in sorted(seconds):
+            if filled > share:
+                limits.append(length)
+                filled = 0.0
+            filled += length
+        size = self.buffer_size
+        if len(seconds) < CUTS_FOR_BUCKETS:
+            # Corpora that repeat for ever are not held many times over, or a recording would come again long before another
+            # comes first; but every bucket has room for two batches.
+            room = 2 * self.batch_seconds * self.num_buckets * len(seconds) / sum(seconds)
+            size = min(size, max(len(seconds), round(room)))
+        return limits or [self.max_seconds + 1.0], size
 
-    def _batches(self, cuts: CutSet, bins: list[float], shuffle: bool, epoch: int) -> DynamicBucketingSampler:
+    def _batches(
+        self, cuts: CutSet, buckets: tuple[list[float], int], shuffle: bool, epoch: int
+    ) -> DynamicBucketingSampler:
         sampler = DynamicBucketingSampler(
             cuts,
             max_duration=self.batch_seconds,
-            duration_bins=bins,
-            buffer_size=self.buffer_size,
+            duration_bins=buckets[0],
+            buffer_size=buckets[1],
             shuffle=shuffle,
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
@@ -392,13 +405,10 @@ class ResumedSampler(Sampler):
         batches: the batches of an epoch.
         epoch: the epoch to start in.
         done: batches of that epoch to pass over.
-        limit: batches at which every epoch ends.
     """
 
-    def __init__(
-        self, batches: Callable[[int], Iterable[CutSet]], epoch: int = 0, done: int = 0, limit: int | None = None
-    ) -> None:
-        self.batches, self.first_epoch, self.done, self.limit = batches, epoch, done, limit
+    def __init__(self, batches: Callable[[int], Iterable[CutSet]], epoch: int = 0, done: int = 0) -> None:
+        self.batches, self.first_epoch, self.done = batches, epoch, done
         self.epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -408,7 +418,7 @@ class ResumedSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[list[Cut], list[Cut]]]:
         done = self.done if self.epoch == self.first_epoch else 0
         spares: list[Cut] = []
-        for index, cuts in enumerate(itertools.islice(self.batches(self.epoch), self.limit)):
+        for index, cuts in enumerate(self.batches(self.epoch)):
             if index >= done:
                 yield list(cuts), spares
             spares = list(cuts)[-SPARES:]

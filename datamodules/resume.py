@@ -52,11 +52,9 @@ def _close_epoch(trainer: Trainer) -> None:
 def _open_epoch(trainer: Trainer) -> None:
     """Set the counters of a checkpoint from inside an epoch to what they are there.
 
-    Where `max_steps` or a signal ended the run, Lightning counts the epoch as done, and would begin the next. It sets
-    `is_last_batch` before that batch is trained; left so, a crash in it would end the epoch without it.
+    Where `max_steps` or a signal ended the run, Lightning counts the epoch as done, and would begin the next.
     """
     loop: Any = trainer.fit_loop
-    loop.epoch_loop.batch_progress.is_last_batch = False
     if not 0 < loop.epoch_progress.current.started == loop.epoch_progress.current.processed:
         return
     for progress in (loop.epoch_progress.total, loop.epoch_progress.current):

@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,12 @@ def test_a_line_longer_than_any_cut_is_refused_before_it_is_held(
 ) -> None:
     monkeypatch.setattr(cuts_module, "MAX_LINE_BYTES", 1000)
     with gzip.open(tmp_path / "m.jsonl.gz", "wb") as file:
-        file.write(b" " * 10**6)
+        file.write(bytes(2**25))
+    tracemalloc.start()
     with pytest.raises(ValueError, match=r"m\.jsonl\.gz has a line of more than 1000 bytes"):
         list(read_cuts(tmp_path / "m.jsonl.gz"))
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 def test_a_manifest_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
@@ -223,8 +227,7 @@ def test_a_manifest_is_written_whole_or_not_at_all(tmp_path: Path, name: str) ->
         write_cuts(breaking(), tmp_path / name)
     assert (tmp_path / name).read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted({"a.jsonl", "audio", name})
-    write_cuts(read_cuts(manifest), tmp_path / name)
-    assert (tmp_path / name).read_bytes() == before  # the same bytes at another time
+    assert name.endswith(".jsonl") or before[4:8] == bytes(4)  # no time in it: the same bytes whenever it is written
 
 
 def test_audio_inside_a_manifest_is_read_back(tmp_path: Path) -> None:

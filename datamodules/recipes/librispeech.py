@@ -41,6 +41,7 @@ def prepare(
         cuts = sorted(CutSet.from_manifests(recordings, supervisions), key=lambda cut: cut.id)
         for cut in cuts:
             cut.id = cut.recording.id  # not Lhotse's running number
+            cut.supervisions[0].language = "en"  # not "English"
         random.Random(f"{seed} {part}").shuffle(cuts)
         write_cuts(cuts, out / f"{part}.jsonl.gz")
         print(f"{part}: {len(cuts)} recordings, {sum(cut.duration for cut in cuts) / 3600:.2f} h")
