@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: the newest few of a run, written so that a kill at any moment leaves one to resume from."""
+"""Checkpoints that are whole or absent: the newest few of a run; a kill at any moment leaves one to resume from."""
 
 import os
 import re
@@ -83,7 +83,8 @@ class Checkpoints(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        if trainer.global_step == self._saved_step or trainer.fast_dev_run or trainer.sanity_checking:
+        dry = getattr(trainer, "fast_dev_run", False) or trainer.sanity_checking
+        if trainer.global_step == self._saved_step or dry:
             return
         self._saved_step = trainer.global_step
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"

@@ -81,7 +81,8 @@ class PlainProgress(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """A line of training."""
-        due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0 or trainer.global_step == trainer.max_steps
+        every = max(1, getattr(trainer, "log_every_n_steps", 1))  # set by a connector, unknown to type checkers
+        due = trainer.global_step % every == 0 or trainer.global_step == trainer.max_steps
         if due and trainer.global_step != self._shown_step:
             self._shown_step = trainer.global_step
             self._print(trainer, pl_module, "train/")

@@ -59,7 +59,7 @@ class FitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Arguments handed to `main` count alone, whatever the process was started with."""
         self.command = sys.argv if args is None else ["speechlm.fit", *map(str, args)]
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(None if args is None else list(map(str, args)))
 
     @property
     def folder(self) -> Path:

@@ -28,9 +28,10 @@ def load_stage(run: str | Path, checkpoint: str | Path | None = None) -> L.Light
     parser.link_arguments("clock", "model.init_args.clock")
     parsed = parser.parse_object({"clock": config["clock"], "model": config["model"]})
     stage = parser.instantiate_classes(parsed).model
-    newest = runs.newest_checkpoint(Path(run))
-    path = checkpoint or (newest and newest.path)
-    if path is None:
-        raise ValueError(f"{run} has no checkpoint yet")
-    runs.load_weights(stage, path)
+    if checkpoint is None:
+        newest = runs.newest_checkpoint(Path(run))
+        if newest is None:
+            raise ValueError(f"{run} has no checkpoint yet")
+        checkpoint = newest.path
+    runs.load_weights(stage, checkpoint)
     return stage.eval()

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 REDACTED = "<redacted>"
-_SECRET_NAME = re.compile(r"(^|[_.-])(api_?key|secret|password|passwd|credentials?|(auth|access|api|hf|wandb)_?token)$", re.I)
+_SECRET_NAME = re.compile(
+    r"(^|[_.-])(api_?key|secret|password|passwd|credentials?|(auth|access|api|hf|wandb)_?token)$", re.I
+)
 _SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.I)
 _SECRET_FORM = re.compile(r"\b(wandb_v1_\w{20,}|hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,})\b")
 _MIN_SECRET = 8  # characters; shorter values of variables such as KEYBOARD=us would redact half the text
@@ -78,7 +80,8 @@ def redact_arguments(command: list[str]) -> list[str]:
     for word in command:
         option, equals, _ = word.partition("=")
         secret = option.startswith("--") and bool(_SECRET_NAME.search(option))
-        words.append(REDACTED if hide_next and not word.startswith("--") else option + equals + REDACTED if secret and equals else word)
+        shown = option + equals + REDACTED if secret and equals else word
+        words.append(REDACTED if hide_next and not word.startswith("--") else shown)
         hide_next = secret and not equals
     return words
 
@@ -103,4 +106,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -1,5 +1,6 @@
 """The stage: what it promises, and that a step of many small batches is a step of one large one."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,14 @@ def batch(seed: int, size: int = 4) -> AudioBatch:
     lens = torch.randint(2_000, 20_000, (size,), generator=generator)
     audio = [0.1 * torch.randn(int(n), generator=generator) for n in lens]
     texts = ["one two", "three", "a longer transcript", "four"][:size]
-    return AudioBatch(torch.nn.utils.rnn.pad_sequence(audio, batch_first=True), lens, texts, [f"{seed}-{i}" for i in range(size)], [], 16_000)
+    return AudioBatch(
+        torch.nn.utils.rnn.pad_sequence(audio, batch_first=True),
+        lens,
+        texts,
+        [f"{seed}-{i}" for i in range(size)],
+        [],
+        16_000,
+    )
 
 
 def build(folder: str, **settings) -> SpeechTokenizer:
@@ -74,7 +82,10 @@ def test_training_logs_every_part_of_the_loss_and_the_health_of_the_codebook(fol
 def test_accumulated_micro_batches_move_weights_and_codebook_as_one_batch_does(folder: str, tmp_path: Path):
     whole = batch(3)
     halves = [
-        AudioBatch(whole.audio[i : i + 2], whole.audio_lens[i : i + 2], ["same"] * 2, whole.cut_ids[i : i + 2], [], 16_000) for i in (0, 2)
+        AudioBatch(
+            whole.audio[i : i + 2], whole.audio_lens[i : i + 2], ["same"] * 2, whole.cut_ids[i : i + 2], [], 16_000
+        )
+        for i in (0, 2)
     ]
     whole.texts = ["same"] * 4  # as many text ids in both halves, so that the mean of means is the mean
     results = []
@@ -109,7 +120,7 @@ def test_frozen_parts_stay_and_a_misspelt_part_is_refused(folder: str, tmp_path:
         if name.startswith(("model.decoder.", "model.encoder.layers.0.", "model.encoder.embed_positions.")):
             assert torch.equal(value, before[name]), name
     assert not torch.equal(stage.model.encoder.layers[1].fc1.weight, before["model.encoder.layers.1.fc1.weight"])
-    with pytest.raises(ValueError, match="lr_scale names 'model.decodr'"):
+    with pytest.raises(ValueError, match=r"lr_scale names 'model\.decodr'"):
         build(folder, optimizer=AdamWSettings(lr_scale={"model.decodr": 0.0}))
 
 
@@ -130,8 +141,12 @@ def test_chunked_cross_entropy_is_cross_entropy():
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(2, 150, 8, generator=generator, requires_grad=True)
     weight = torch.randn(11, 8, generator=generator, requires_grad=True)
-    labels = torch.randint(11, (2, 150), generator=generator).masked_fill(torch.rand(2, 150, generator=generator) < 0.3, IGNORED)
-    expected = torch.nn.functional.cross_entropy((states @ weight.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    labels = torch.randint(11, (2, 150), generator=generator).masked_fill(
+        torch.rand(2, 150, generator=generator) < 0.3, IGNORED
+    )
+    expected = torch.nn.functional.cross_entropy(
+        (states @ weight.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORED
+    )
     loss = linear_cross_entropy(states, weight, labels, chunk=64)
     torch.testing.assert_close(loss, expected)
     ours, theirs = (torch.autograd.grad(value, (states, weight), retain_graph=True) for value in (loss, expected))
@@ -150,4 +165,4 @@ def test_the_learning_rate_warms_up_and_ends_at_its_minimum(decay: str, end: flo
     factors = [settings.factor(step, 100) for step in range(101)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[100] == pytest.approx(end)
-    assert all(a >= b for a, b in zip(factors[4:], factors[5:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[4:]))

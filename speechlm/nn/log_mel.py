@@ -30,6 +30,9 @@ class LogMel(nn.Module):
             at its end changes the features of its beginning. "running" takes the maximum so far: causal, for streaming.
     """
 
+    filters: Tensor  # (201, M)
+    window: Tensor  # (400,)
+
     def __init__(self, num_mel_bins: int, pad_to: int = 1280, floor: Floor = "clip") -> None:
         super().__init__()
         if pad_to % HOP:

@@ -155,8 +155,8 @@ class WhisperVQEncoder(nn.Module):
         positions = self.bottleneck.block_sec * POSITIONS_PER_SEC
         if positions % self.pooling:
             raise ValueError(
-                f"an attention block of {self.bottleneck.block_sec} s is {positions:g} positions at {POSITIONS_PER_SEC} Hz, which "
-                f"tokens of {self.pooling} positions do not divide; edit `bottleneck.block_sec` or `clock.token_rate_hz`"
+                f"an attention block of {self.bottleneck.block_sec} s is {positions:g} positions at {POSITIONS_PER_SEC} Hz, "
+                f"which tokens of {self.pooling} positions do not divide; edit `bottleneck.block_sec` or `clock.token_rate_hz`"
             )
         return int(positions)
 
@@ -176,6 +176,6 @@ class WhisperVQEncoder(nn.Module):
         limit = len(self.embed_positions.weight)
         if positions > limit:
             raise ValueError(
-                f"audio of {positions / POSITIONS_PER_SEC:g} s is longer than the {limit / POSITIONS_PER_SEC:g} s Whisper can see; "
-                f"cut it first (`tokenize` does)"
+                f"audio of {positions / POSITIONS_PER_SEC:g} s is longer than the {limit / POSITIONS_PER_SEC:g} s Whisper can "
+                f"see; cut it first (`tokenize` does)"
             )
