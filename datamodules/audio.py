@@ -4,7 +4,8 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning as L
@@ -13,6 +14,7 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset.sampling.base import TimeConstraint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -123,7 +125,6 @@ class AudioDataModule(L.LightningDataModule):
         dataset = AudioDataset(
             self.clock,
             self.duration_tolerance_sec,
-            self.clock.num_samples(self.max_seconds),
             self.join_seconds,
             self.augmentation,
             self.seed,
@@ -135,9 +136,7 @@ class AudioDataModule(L.LightningDataModule):
         for source in self.val_sources.values():
             cuts = UsableCuts(source, self._unfit)
             batches = self._batches(CutSet(cast(Any, cuts)), self._buckets(cuts, source.path), shuffle=False, epoch=0)
-            dataset = AudioDataset(
-                self.clock, self.duration_tolerance_sec, self.clock.num_samples(self.max_seconds), seed=self.seed
-            )
+            dataset = AudioDataset(self.clock, self.duration_tolerance_sec)
             sampler = ResumedSampler(_every_epoch(batches))
             loaders.append(
                 CountedLoader(self._loader(dataset, sampler), Skips(self.max_skip_rate, self.min_skip_count))
@@ -192,12 +191,12 @@ class AudioDataModule(L.LightningDataModule):
     def _train_batches(self, epoch: int) -> Iterator[CutSet]:
         """Batches of one Lightning epoch: `epochs` passes, or one that never ends."""
         weighted = [source for source in self.train_sources if source.weight > 0]
-        first = [UsableCuts(source, self._unfit, self.seed) for source in weighted]
+        first = [UsableCuts(source, self._unfit, self.seed, self._speed) for source in weighted]
         buckets = self._buckets(self._mixed(first), ", ".join(source.path for source in weighted))
         for number in range(self.epochs or 1):
             number += epoch * (self.epochs or 1)
             cuts = [
-                UsableCuts(source, self._unfit, self.seed, number, forever=self.epochs is None, left_out=self.left_out)
+                UsableCuts(source, self._unfit, self.seed, self._speed, number, self.epochs is None, self.left_out)
                 for source in weighted
             ]
             yield from self._batches(self._mixed(cuts), buckets, self.shuffle, number)
@@ -217,9 +216,12 @@ class AudioDataModule(L.LightningDataModule):
             return "too short"
         return "" if text_of(cut) else "no transcript"
 
+    def _speed(self, name: str, seconds: float) -> float:
+        return self.augmentation.choose_speed(name, seconds, self.max_seconds)
+
     def _buckets(self, cuts: Iterable[Cut], name: str) -> tuple[list[float], int]:
         """Limits of the buckets in seconds, and how many cuts to hold: the same for every rank and pass."""
-        seconds = [cut.duration for cut in itertools.islice(cuts, CUTS_FOR_BUCKETS)]
+        seconds = [seconds_heard(cut) for cut in itertools.islice(cuts, CUTS_FOR_BUCKETS)]
         if not seconds:
             raise ValueError(f"no cut can be used of {name}: all are too long, too short or without transcript")
         share = sum(seconds) / self.num_buckets
@@ -242,7 +244,7 @@ class AudioDataModule(L.LightningDataModule):
     ) -> DynamicBucketingSampler:
         sampler = DynamicBucketingSampler(
             cuts,
-            max_duration=self.batch_seconds,
+            constraint=HeardSeconds(max_duration=self.batch_seconds),
             duration_bins=buckets[0],
             buffer_size=buckets[1],
             shuffle=shuffle,
@@ -263,6 +265,24 @@ def text_of(cut: Cut) -> str:
     return " ".join(s.text.strip() for s in ordered if s.text and s.text.strip())
 
 
+def seconds_heard(cut: Cut) -> float:
+    """Seconds of a cut at the speed chosen for it."""
+    return cut.duration / getattr(cut, "speed", 1.0)
+
+
+@dataclass
+class HeardSeconds(TimeConstraint):
+    """Lhotse's limit on a batch, padding counted, in seconds as they are heard: a change of speed must not overfill it."""
+
+    def add(self, example: Cut) -> None:
+        """Count a cut in."""
+        super().add(SimpleNamespace(duration=seconds_heard(example)))
+
+    def measure_length(self, example: Cut) -> float:
+        """What chooses the bucket of a cut."""
+        return seconds_heard(example)
+
+
 def _every_epoch(batches: Iterable[CutSet]) -> Callable[[int], Iterable[CutSet]]:
     """The same batches, whatever the epoch."""
     return lambda epoch: batches
@@ -274,7 +294,8 @@ class UsableCuts:
     Args:
         source: the corpus.
         unfit: the reason why a cut is left out, or "".
-        seed: of the order of a folder's manifests; None is by name.
+        seed: of the order of a folder's manifests, and of the speed; None is by name, at the speed they have.
+        speed: chooses the factor of a recording by a name and its seconds.
         number: the pass over the corpus, which changes that order and the augmentation.
         forever: begin the next pass where one ends.
         left_out: where cuts left out are counted by reason.
@@ -285,11 +306,12 @@ class UsableCuts:
         source: CutSource,
         unfit: Callable[[Cut], str],
         seed: int | None = None,
+        speed: Callable[[str, float], float] = lambda name, seconds: 1.0,
         number: int = 0,
         forever: bool = False,
         left_out: Counter[str] | None = None,
     ) -> None:
-        self.source, self.unfit, self.seed, self.number = source, unfit, seed, number
+        self.source, self.unfit, self.seed, self.speed, self.number = source, unfit, seed, speed, number
         self.forever, self.left_out = forever, left_out
 
     def __iter__(self) -> Iterator[Cut]:
@@ -307,6 +329,9 @@ class UsableCuts:
             reason = self.unfit(cut)
             if not reason:
                 cut.pass_number = number
+                speed = self.speed(f"{shuffle_seed} {cut.id}", cut.duration)
+                if speed != 1.0:
+                    cut.speed = speed
                 yield cut
             elif self.left_out is not None:
                 self.left_out[reason] += 1
@@ -318,7 +343,6 @@ class AudioDataset(Dataset):
     Args:
         clock: rates.
         tolerance_sec: see `load_recording`.
-        max_samples: no recording is made longer than this by augmentation.
         join_seconds: see `AudioDataModule`.
         augmentation: of the audio.
         seed: of joining and augmentation.
@@ -328,12 +352,11 @@ class AudioDataset(Dataset):
         self,
         clock: Clock,
         tolerance_sec: float = 0.1,
-        max_samples: int = 480_000,
         join_seconds: float | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008
         seed: int = 0,
     ) -> None:
-        self.clock, self.tolerance_sec, self.max_samples = clock, tolerance_sec, max_samples
+        self.clock, self.tolerance_sec = clock, tolerance_sec
         self.join_seconds, self.augmentation, self.seed = join_seconds, augmentation, seed
 
     def __getitem__(self, item: tuple[list[Cut], list[Cut]]) -> tuple[AudioBatch, int]:
@@ -360,7 +383,7 @@ class AudioDataset(Dataset):
             except BadRecording as bad:
                 skipped.append((cut.id, f"{bad.reason}: {path_of(cut)}: {bad}"))
                 continue
-            audio = self.augmentation(audio, self._rng(cut, "augment"), self.clock, self.max_samples)
+            audio = self.augmentation(audio, getattr(cut, "speed", 1.0), self._rng(cut, "augment"), self.clock)
             rows.append((audio, text_of(cut), cut.id, cut.supervisions[0].language or ""))
         return rows, skipped
 

@@ -1,5 +1,6 @@
 """Augmentation of waveforms, each a pure function of (waveform, generator), so that a resumed run hears the same."""
 
+import random
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ class Augmentation:
     """What is done to training audio, in this order; nothing by default.
 
     Args:
-        speed: factors such as [0.9, 1.0, 1.1], one drawn per recording; tempo and pitch move together.
+        speed: factors such as [0.9, 1.0, 1.1], one drawn per recording, to a hundredth; tempo and pitch move together.
         noise: what is added: "white", "pink", or the path of a cut manifest of noises.
         noise_snr_db: range of the signal-to-noise ratio; null adds none.
         noise_share: share of recordings that get noise.
@@ -43,11 +44,15 @@ class Augmentation:
                     f"a range goes from low to high, got {limits}; edit `augmentation.{name}` in the config"
                 )
 
-    def __call__(self, audio: np.ndarray, rng: np.random.Generator, clock: Clock, max_samples: int) -> np.ndarray:
-        """(N,) float32 in [-1, 1] -> (N',) float32 in [-1, 1], N' at most `max_samples` where N is."""
-        fitting = [factor for factor in self.speed if len(audio) / factor <= max_samples]
-        if fitting:
-            audio = _change_speed(audio, float(rng.choice(fitting)))
+    def choose_speed(self, name: str, seconds: float, max_seconds: float) -> float:
+        """The factor for a recording, drawn by name, of those that leave it no longer than `max_seconds`; 1 if none is."""
+        fitting = [factor for factor in self.speed if seconds / factor <= max_seconds]
+        return random.Random(name).choice(fitting) if fitting else 1.0
+
+    def __call__(self, audio: np.ndarray, speed: float, rng: np.random.Generator, clock: Clock) -> np.ndarray:
+        """(N,) float32 in [-1, 1] -> (N / speed,) float32 in [-1, 1]."""
+        if speed != 1.0:
+            audio = resample(audio, round(speed * 100), 100)
         if self.noise_snr_db is not None and rng.random() < self.noise_share:
             audio = _add(audio, self._noise(len(audio), rng, clock), rng.uniform(*self.noise_snr_db))
         if self.volume_db is not None:
@@ -69,11 +74,6 @@ class Augmentation:
             start = int(rng.integers(max(1, len(clip) - num_samples + 1)))
             return np.resize(clip[start:], num_samples)
         return white
-
-
-def _change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
-    """Resampled so that it plays `factor` times as fast, to a hundredth."""
-    return resample(audio, round(factor * 100), 100)
 
 
 def _add(audio: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:

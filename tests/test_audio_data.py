@@ -281,35 +281,50 @@ def test_validation_sets_are_whole_named_and_in_the_same_order_each_time(corpora
 
 def test_augmentation_is_off_by_default() -> None:
     audio = tone(0.5)
-    assert np.array_equal(Augmentation()(audio, np.random.default_rng(0), CLOCK, 480_000), audio)
+    assert np.array_equal(Augmentation()(audio, 1.0, np.random.default_rng(0), CLOCK), audio)
 
 
 @pytest.mark.parametrize("noise", ["white", "pink", "manifest"])
 def test_noise_is_added_at_the_ratio_asked_for(corpora: tuple[Path, Path], noise: str) -> None:
     audio = tone(1.0, seed=3)
     noise = str(corpora[1]) if noise == "manifest" else noise
-    noisy = Augmentation(noise=noise, noise_snr_db=(10.0, 10.0), noise_share=1.0)(
-        audio, np.random.default_rng(1), CLOCK, 480_000
-    )
+    augmentation = Augmentation(noise=noise, noise_snr_db=(10.0, 10.0), noise_share=1.0)
+    noisy = augmentation(audio, 1.0, np.random.default_rng(1), CLOCK)
     ratio = 10 * np.log10(np.mean(audio**2) / np.mean((noisy - audio) ** 2))
     assert ratio == pytest.approx(10.0, abs=0.1)
 
 
 def test_speed_and_volume_are_changed_by_the_factors_asked_for() -> None:
-    audio = tone(1.0)
-    rng = np.random.default_rng(0)
-    assert len(Augmentation(speed=[0.9])(audio, rng, CLOCK, 480_000)) == pytest.approx(16_000 / 0.9, abs=1)
-    assert len(Augmentation(speed=[1.1])(audio, rng, CLOCK, 480_000)) == pytest.approx(16_000 / 1.1, abs=1)
-    assert len(Augmentation(speed=[0.9])(audio, rng, CLOCK, 17_000)) == 16_000  # it would no longer fit
-    quieter = Augmentation(volume_db=(-6.0, -6.0))(audio, rng, CLOCK, 480_000)
+    audio, rng = tone(1.0), np.random.default_rng(0)
+    for speed in (0.9, 1.1):
+        assert len(Augmentation()(audio, speed, rng, CLOCK)) == pytest.approx(16_000 / speed, abs=1)
+    quieter = Augmentation(volume_db=(-6.0, -6.0))(audio, 1.0, rng, CLOCK)
     np.testing.assert_allclose(quieter, audio * 10 ** (-6 / 20), rtol=1e-5)
+
+
+def test_a_recording_is_slowed_down_only_as_far_as_it_fits() -> None:
+    augmentation = Augmentation(speed=[0.8, 0.9, 1.1])
+    chosen = {augmentation.choose_speed(str(name), 28.0, 30.0) for name in range(50)}
+    assert chosen == {1.1}
+    assert {augmentation.choose_speed(str(name), 20.0, 30.0) for name in range(50)} == {0.8, 0.9, 1.1}
+    assert Augmentation(speed=[0.8]).choose_speed("x", 28.0, 30.0) == 1.0
+
+
+def test_a_change_of_speed_neither_overfills_batches_nor_pads_them(tmp_path: Path) -> None:
+    manifest = make_corpus(tmp_path, 300, seconds=(0.1, 0.5))
+    batches = batches_of(manifest, num_buckets=10, augmentation=Augmentation(speed=[0.8, 1.0, 1.25]))
+    lens = {name: int(n) for batch in batches for name, n in zip(batch.cut_ids, batch.audio_lens, strict=True)}
+    speeds = {round(lens[cut.id] / cut.num_samples, 2) for cut in read_cuts(manifest)}
+    assert speeds == {0.8, 1.0, 1.25}
+    assert all(batch.audio.numel() <= 2.5 * RATE_HZ + len(batch) for batch in batches)
+    assert sum(batch.audio.numel() for batch in batches) < 1.1 * sum(lens.values())
 
 
 def test_augmentation_is_a_function_of_seed_pass_and_recording(corpora: tuple[Path, Path]) -> None:
     cuts = list(read_cuts(corpora[0]))[:4]
 
     def rows(seed: int, number: int, order: list[int]) -> dict[str, bytes]:
-        dataset = AudioDataset(CLOCK, augmentation=Augmentation(speed=[0.9, 1.1], volume_db=(-6, 0)), seed=seed)
+        dataset = AudioDataset(CLOCK, augmentation=Augmentation(noise_snr_db=(5, 20), volume_db=(-6, 0)), seed=seed)
         for cut in cuts:
             cut.pass_number = number
         batch, _ = dataset[[cuts[i] for i in order], []]
@@ -422,7 +437,7 @@ def test_a_resumed_run_trains_what_an_unbroken_one_would(corpora: tuple[Path, Pa
     data_settings, settings = CASES[case]
 
     def data() -> AudioDataModule:
-        augmentation = Augmentation(volume_db=(-6, 0))
+        augmentation = Augmentation(speed=[0.9, 1.1], volume_db=(-6, 0))
         return make_data(*corpora, val={"b": str(corpora[1])}, augmentation=augmentation, **data_settings)
 
     unbroken = train(data(), [], **settings)
