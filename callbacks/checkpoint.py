@@ -75,16 +75,15 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Save on every n-th optimizer step, once, however many micro-batches it has."""
-        if trainer.global_step % self.every_n_steps == 0:
+        if trainer.global_step != self._saved_step and trainer.global_step % self.every_n_steps == 0:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the end of training."""
+        """Save the end of training, also where its last step was saved: only now the epoch and its validation are over."""
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        dry = getattr(trainer, "fast_dev_run", False) or trainer.sanity_checking
-        if trainer.global_step == self._saved_step or dry:
+        if getattr(trainer, "fast_dev_run", False):
             return
         self._saved_step = trainer.global_step
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"

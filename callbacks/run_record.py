@@ -41,6 +41,8 @@ class RunRecord(L.Callback):
             return
         self._write_vocab()
         write_text_atomic(self.folder / "config.yaml", yaml.safe_dump(redact(self.config), sort_keys=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(redact(self.config))
         write_text_atomic(self.folder / "env.json", json.dumps(self._environment(trainer), indent=2) + "\n")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from callbacks.jsonl import JsonlLogger
 from callbacks.progress import PlainProgress, TerminalProgress
 from callbacks.run_record import RunRecord
 from speechlm import runs
+from speechlm.provenance import redact
 from speechlm.tokens.clock import Clock
 
 RunName = restricted_string_type(
@@ -68,6 +69,10 @@ class FitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Everything that can be refused before weights are loaded."""
+        for logger in _as_list(self.config.trainer.logger):
+            if logger.get("class_path", "").endswith("WandbLog") and logger.init_args.save_dir == ".":
+                logger.init_args.save_dir = str(self.folder)
+                logger.init_args.name = logger.init_args.name or str(self.config.name)
         self.plain_config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         for argument in ("init_from", "ckpt_path"):
             path = self.config[argument]
@@ -159,15 +164,17 @@ class FitCLI(LightningCLI):
     def _refuse_changes(self) -> None:
         """A run goes on with what it began with, unless it was said that it may not."""
         self.changes: dict[str, Any] = {}
-        before = runs.read_config(self.resume.path.parent.parent) if self.resume else None
+        if self.resume is None:
+            return
+        before = runs.read_config(self.resume.path.parent.parent)
         if before is None:
             return
-        self.changes = runs.config_changes(before, self.plain_config)
+        self.changes = runs.config_changes(before, redact(self.plain_config))
         forbidden = runs.forbidden_changes(self.changes, self.config.allow_config_change)
         if forbidden:
             lines = "".join(f"\n  {key}: {old!r} -> {new!r}" for key, (old, new) in forbidden.items())
             raise ValueError(
-                f"{self.resume} can not be resumed with another config:{lines}\nchoose another --name, or allow it with "
+                f"{self.resume.path} can not be resumed with another config:{lines}\nchoose another --name, or allow it with "
                 f"--allow_config_change '[{', '.join(forbidden)}]' (or true)"
             )
 
@@ -181,7 +188,12 @@ def build(args: ArgsType = None) -> FitCLI:
         subclass_mode_data=True,
         save_config_callback=None,  # the run record writes it
         seed_everything_default=0,
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "prog": "python -m speechlm.fit",
+            "usage": "%(prog)s --config FILE [--config FILE ...] [--section.key value ...]",  # not eighty options at every error
+        },
+        auto_configure_optimizers=False,  # a stage names its own
         trainer_defaults={"use_distributed_sampler": False, "max_epochs": 1, "logger": False},
         run=False,
         args=args,

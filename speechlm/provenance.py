@@ -68,7 +68,7 @@ def redact(value: Any, name: str = "") -> Any:
         return {key: redact(child, str(key)) for key, child in value.items()}
     if isinstance(value, list | tuple):
         return [redact(child, name) for child in value]
-    if value is not None and _SECRET_NAME.search(name):
+    if value not in (None, "") and _SECRET_NAME.search(name):
         return REDACTED
     return _redact_text(value) if isinstance(value, str) else value
 

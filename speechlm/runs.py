@@ -59,8 +59,12 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
     content = read_checkpoint(path)
     if "global_step" not in content or "loops" not in content:
         raise ValueError(f"{path} has weights but no state of a training run; start from it with --init_from")
-    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
-    return Checkpoint(Path(path), content["global_step"], epochs)
+    loop = content["loops"]["fit_loop"]
+    epochs = loop["epoch_progress"]["current"]
+    whole = loop["epoch_loop.batch_progress"][
+        "is_last_batch"
+    ]  # Lightning also counts an epoch that `max_steps` cut short
+    return Checkpoint(Path(path), content["global_step"], epochs["completed"] if whole else epochs["started"] - 1)
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
