@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.multiprocessing as mp
 from lhotse import CutSet, MultiCut, Recording
 
 from datamodules.audio import AudioDataModule, AudioDataset
@@ -487,3 +490,29 @@ def test_data_asked_for_before_the_position_is_known_is_an_error(corpora: tuple[
     trainer = L.Trainer(max_epochs=2, max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(RuntimeError, match="estimated_stepping_batches"):
         trainer.fit(Early(), datamodule=make_data(*corpora), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
+def _train_on_rank(rank: int, port: int, manifests: list[Path], folder: Path) -> None:
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    settings = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
+    unbroken = train(make_data(*manifests), [], **settings)
+    checkpoint = folder / "x.ckpt"
+    before = train(make_data(*manifests), [KillAt("on_train_batch_end", 4, checkpoint)], **settings)
+    after = train(make_data(*manifests), [], checkpoint, **settings)
+    assert len(after) > 2 and before + after == unbroken
+    (folder / f"{rank}.txt").write_text(" ".join(name for row in unbroken for name in row[2]))
+
+
+@pytest.mark.slow
+def test_two_ranks_each_resume_with_what_they_would_train_next(corpora: tuple[Path, Path], tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    mp.spawn(_train_on_rank, (port, list(corpora), tmp_path), nprocs=2)
+    names = [(tmp_path / f"{rank}.txt").read_text().split() for rank in range(2)]
+    heard = {name.partition("_dup")[0] for rank in names for name in rank}
+    assert heard == {cut.id for manifest in corpora for cut in read_cuts(manifest)} and set(names[0]) != set(names[1])
