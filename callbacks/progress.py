@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -85,18 +86,19 @@ class PlainProgress(ProgressBar):
         due = trainer.global_step % every == 0 or trainer.global_step == trainer.max_steps
         if due and trainer.global_step != self._shown_step:
             self._shown_step = trainer.global_step
-            self._print(trainer, pl_module, "train/")
+            shown = self.get_metrics(trainer, pl_module).items()
+            self._print(trainer, {name: value for name, value in shown if name.startswith(("train/", "perf/"))})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A line of validation."""
         if not trainer.sanity_checking:
-            self._print(trainer, pl_module, "val/")
+            known = trainer.callback_metrics.items()
+            self._print(trainer, {name: float(value) for name, value in known if name.startswith("val/")})
 
-    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
+    def _print(self, trainer: L.Trainer, metrics: Mapping[str, Any]) -> None:
         if not self._enabled:
             return
-        metrics = {**self.get_metrics(trainer, pl_module)}
-        shown = [f"{name} {_short(value)}" for name, value in metrics.items() if name.startswith((prefix, "perf/"))]
+        shown = [f"{name} {_short(value)}" for name, value in metrics.items()]
         total = total_steps(trainer)
         head = f"step {trainer.global_step}" + (f"/{total}" if total else "")
         print("  ".join([head, *shown, f"eta {self.clock.eta(trainer)}"]), file=sys.stdout, flush=True)

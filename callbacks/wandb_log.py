@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
 
@@ -42,17 +43,20 @@ class WandbLog(WandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """The W&B run, offline where the server can not be reached; a stand-in that ignores everything on other ranks."""
+        """The W&B run, offline where the server can not be reached; a stand-in that ignores everything where W&B is broken."""
+        if self._broken:
+            return DummyExperiment()
         if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
             self._wandb_init["id"] = self._run_id()
         try:
             return super().experiment
         except Exception as error:
-            if self._offline:
-                raise
-            warnings.warn(f"W&B can not be reached ({error}); this run is logged offline", stacklevel=2)
-            self._offline, self._wandb_init["mode"] = True, "offline"
-            return super().experiment
+            if not self._offline:
+                warnings.warn(f"W&B can not be reached ({error}); this run is logged offline", stacklevel=2)
+                self._offline, self._wandb_init["mode"] = True, "offline"
+            else:
+                self._give_up(error)
+        return self.experiment
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Send metrics."""
@@ -80,8 +84,11 @@ class WandbLog(WandbLogger):
         try:
             call(*args, **kwargs)
         except Exception as error:  # whatever a client of a remote service may raise
-            self._broken = True
-            warnings.warn(f"W&B failed and is left out from here ({type(error).__name__}: {error})", stacklevel=3)
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = True
+        warnings.warn(f"W&B failed and is left out from here ({type(error).__name__}: {error})", stacklevel=3)
 
     def _run_id(self) -> str:
         """The id of this run folder's W&B run, made once."""
