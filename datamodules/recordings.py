@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 from lhotse import AudioSource
 from lhotse.audio import audio_backend
-from lhotse.cut import Cut, MonoCut, MultiCut
+from lhotse.cut import Cut, MixedCut, MonoCut, MultiCut
 from scipy.signal import resample_poly
 
 from datamodules.cuts import TarSlice
@@ -72,10 +72,14 @@ def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 def path_of(cut: Cut) -> str:
     """Where the audio of a cut is, for messages."""
-    parts = [track.cut for track in cut.tracks] if hasattr(cut, "tracks") else [cut]
-    sources = [source for part in parts if getattr(part, "has_recording", False) for source in part.recording.sources]
-    named = [str(source.source) for source in sources if source.type in ("file", "tar")]
-    return ", ".join(named) or "no file"
+    return ", ".join(str(s.source) for s in _sources(cut) if s.type in ("file", "tar")) or "no file"
+
+
+def _sources(cut: Cut) -> list[AudioSource]:
+    """Sources of a cut, or of all tracks of a mixed one."""
+    parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
+    real = [part for part in parts if isinstance(part, MonoCut | MultiCut) and part.has_recording]  # not a PaddingCut
+    return [source for part in real for source in part.recording.sources]
 
 
 def _decode(cut: MonoCut | MultiCut, tolerance_sec: float) -> tuple[np.ndarray, int]:
@@ -128,6 +132,8 @@ def _open(source: AudioSource) -> str | BytesIO:
 
 def _render(cut: Cut) -> tuple[np.ndarray, int]:
     """(N,) float32 and its rate, of a mixed or transformed cut, by Lhotse on libsndfile: no other backend, no shell."""
+    for source in _sources(cut):
+        _open(source)
     with audio_backend("LibsndfileBackend"):
         audio = cut.load_audio()
     if audio is None or audio.size == 0:

@@ -95,6 +95,21 @@ def test_a_cut_in_the_middle_of_a_recording_is_that_stretch(tmp_path: Path) -> N
     assert np.array_equal(load_recording(cut, CLOCK), expected)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_mixed_and_transformed_cuts_are_heard_as_lhotse_renders_them(tmp_path: Path, num_workers: int) -> None:
+    first, second = list(read_cuts(make_corpus(tmp_path, 2)))
+    joined, faster = first.append(second).with_id("joined"), first.perturb_speed(1.1).with_id("faster")
+    write_cuts([joined, faster], tmp_path / "m.jsonl")
+    data = make_data(tmp_path / "m.jsonl", num_workers=num_workers, shuffle=False, num_buckets=1, batch_seconds=10.0)
+    (batch,) = data.train_dataloader()
+    assert batch.cut_ids == ["joined", "faster"] and batch.texts == ["a 0 a 1", "a 0"]
+    for row, num_samples, cut in zip(batch.audio, batch.audio_lens, (joined, faster), strict=True):
+        np.testing.assert_allclose(row[:num_samples].numpy(), cut.load_audio()[0], atol=1e-6)
+    (tmp_path / "audio" / "a001.flac").unlink()
+    (batch,) = data.train_dataloader()
+    assert batch.cut_ids == ["faster"] and "missing" in data.skipped
+
+
 def test_the_manifest_alone_leaves_out_what_is_too_long_too_short_or_without_text(tmp_path: Path) -> None:
     manifest = make_corpus(tmp_path, 12)
     cuts = list(read_cuts(manifest))
