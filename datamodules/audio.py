@@ -134,8 +134,8 @@ class AudioDataModule(L.LightningDataModule):
     def val_dataloader(self) -> list["CountedLoader"]:
         loaders = []
         for source in self.val_sources.values():
-            cuts = UsableCuts(source, self._unfit)
-            batches = self._batches(CutSet(cast(Any, cuts)), self._buckets(cuts, source.path), shuffle=False, epoch=0)
+            cuts = self._found(UsableCuts(source, self._unfit))
+            batches = self._batches(CutSet(cast(Any, cuts)), self._buckets(cuts), shuffle=False, epoch=0)
             dataset = AudioDataset(self.clock, self.duration_tolerance_sec)
             sampler = ResumedSampler(_every_epoch(batches))
             loaders.append(
@@ -180,6 +180,7 @@ class AudioDataModule(L.LightningDataModule):
         return {
             "world_size": self.trainer.world_size if self.trainer else 1,
             "train": [asdict(source) for source in self.train_sources],
+            "speed": list(self.augmentation.speed),
             **{name: getattr(self, name) for name in ORDER_SETTINGS},
         }
 
@@ -191,8 +192,8 @@ class AudioDataModule(L.LightningDataModule):
     def _train_batches(self, epoch: int) -> Iterator[CutSet]:
         """Batches of one Lightning epoch: `epochs` passes, or one that never ends."""
         weighted = [source for source in self.train_sources if source.weight > 0]
-        first = [UsableCuts(source, self._unfit, self.seed, self._speed) for source in weighted]
-        buckets = self._buckets(self._mixed(first), ", ".join(source.path for source in weighted))
+        first = [self._found(UsableCuts(source, self._unfit, self.seed, self._speed)) for source in weighted]
+        buckets = self._buckets(self._mixed(first))
         for number in range(self.epochs or 1):
             number += epoch * (self.epochs or 1)
             cuts = [
@@ -200,6 +201,14 @@ class AudioDataModule(L.LightningDataModule):
                 for source in weighted
             ]
             yield from self._batches(self._mixed(cuts), buckets, self.shuffle, number)
+
+    def _found(self, cuts: "UsableCuts") -> "UsableCuts":
+        """The cuts, if there are any: a corpus that is empty would be passed over without a word."""
+        if next(iter(cuts), None) is None:
+            raise ValueError(
+                f"no cut can be used of {cuts.source.path}: all are too long, too short or without transcript"
+            )
+        return cuts
 
     def _mixed(self, sources: list["UsableCuts"]) -> CutSet:
         sets = [CutSet(cast(Any, cuts)) for cuts in sources]
@@ -219,11 +228,9 @@ class AudioDataModule(L.LightningDataModule):
     def _speed(self, name: str, seconds: float) -> float:
         return self.augmentation.choose_speed(name, seconds, self.max_seconds)
 
-    def _buckets(self, cuts: Iterable[Cut], name: str) -> tuple[list[float], int]:
+    def _buckets(self, cuts: Iterable[Cut]) -> tuple[list[float], int]:
         """Limits of the buckets in seconds, and how many cuts to hold: the same for every rank and pass."""
         seconds = [seconds_heard(cut) for cut in itertools.islice(cuts, CUTS_FOR_BUCKETS)]
-        if not seconds:
-            raise ValueError(f"no cut can be used of {name}: all are too long, too short or without transcript")
         share = sum(seconds) / self.num_buckets
         limits, filled = [], 0.0
         for length in sorted(seconds):

@@ -124,9 +124,14 @@ def test_the_manifest_alone_leaves_out_what_is_too_long_too_short_or_without_tex
     assert data.skipped.total() == len(left_out) and set(data.skipped) == {"too long", "too short", "no transcript"}
 
 
-def test_a_corpus_of_which_nothing_can_be_used_says_so(corpora: tuple[Path, Path]) -> None:
+def test_a_corpus_of_which_nothing_can_be_used_says_so(corpora: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no cut can be used of .*a\.jsonl"):
         batches_of(corpora[0], max_seconds=0.19)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match=r"no cut can be used of .*empty\.jsonl"):
+        batches_of(corpora[0], tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match=r"no cut can be used of .*empty\.jsonl"):
+        make_data(corpora[0], val={"v": str(tmp_path / "empty.jsonl")}).val_dataloader()
 
 
 def test_short_recordings_are_joined_up_to_the_length_asked_for(corpora: tuple[Path, Path]) -> None:
