@@ -141,3 +141,11 @@ def test_the_decoder_ignores_padded_states(folder: str):
     alone = [model.transcribe(audio[i : i + 1, :n], lens[i : i + 1])[0] for i, n in enumerate(LENGTHS)]
     # the bound on length depends on the longest of a batch, so a looping transcript may end later in company
     assert all(t.startswith(a) for t, a in zip(together, alone, strict=True))
+
+
+def test_there_are_no_tokens_before_there_is_a_codebook(folder: str):
+    model = WhisperVQ(folder, Clock(), quantizer=lambda dim: EmaVQ(dim, 8, init_updates=3))
+    with pytest.raises(ValueError, match="the codebook has not been made from data yet"):
+        model.tokenize(*recordings())
+    with pytest.raises(ValueError, match="it has no speech tokens"):
+        WhisperVQ(folder, Clock()).tokenize(*recordings())

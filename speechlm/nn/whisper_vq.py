@@ -83,6 +83,8 @@ class WhisperVQ(nn.Module):
         """
         if self.encoder.quantizer is None:
             raise ValueError("this model has no quantizer, so it has no speech tokens; set `quantizer` in the config")
+        if not self.encoder.quantizer.ready:
+            raise ValueError("the codebook has not been made from data yet; train past the quantizer's `init_updates`")
         pieces, piece_lens, owner = self._pieces(audio, audio_lens)
         x, lens = self.encoder.below(*self.log_mel(pieces, piece_lens))
         codes = self.encoder.quantizer(x, length_mask(lens, x.shape[1])).codes

@@ -1,0 +1,86 @@
+"""Pictures of sound and codes, as PNG bytes."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # the backend must be chosen first
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#5b6472"
+
+
+@contextmanager
+def _drawn(out: io.BytesIO, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    figure, axes = plt.subplots(figsize=(width, height), dpi=110, layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes.set_facecolor("none")
+    axes.tick_params(colors=INK, labelsize=8)
+    for side in axes.spines.values():
+        side.set_color(INK)
+    yield figure, axes
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(INK)
+        label.set_fontsize(9)
+    figure.savefig(out, format="png")
+    plt.close(figure)
+
+
+def mel_with_codes(mel: np.ndarray, codes: np.ndarray, seconds_per_token: float) -> bytes:
+    """A (M, F) log-mel with each token's span coloured by its code underneath, and its number where there is room."""
+    out = io.BytesIO()
+    seconds = mel.shape[1] / 100.0
+    with _drawn(out, min(14.0, 2.0 + 1.6 * seconds), 2.3) as (_, axes):
+        axes.imshow(mel, origin="lower", aspect="auto", extent=(0, seconds, 0, mel.shape[0]), cmap="magma")
+        depth = mel.shape[0] * 0.22
+        colours = plt.get_cmap("hsv")((codes * 0.6180339887) % 1.0)
+        starts = np.arange(len(codes)) * seconds_per_token
+        axes.bar(
+            starts, depth, seconds_per_token, bottom=-depth, align="edge", color=colours, edgecolor="white", lw=0.4
+        )
+        if seconds_per_token >= 0.07:
+            for start, code in zip(starts, codes, strict=True):
+                centre = start + seconds_per_token / 2
+                axes.text(centre, -depth / 2, str(code), rotation=90, fontsize=5.5, ha="center", va="center")
+        axes.set(xlim=(0, max(seconds, len(codes) * seconds_per_token)), ylim=(-depth, mel.shape[0]), xlabel="seconds")
+        axes.set_yticks([])
+    return out.getvalue()
+
+
+def rank_frequency(counts: np.ndarray) -> bytes:
+    """How often the most frequent code occurs, the second, …; both axes logarithmic."""
+    out = io.BytesIO()
+    with _drawn(out, 5.0, 3.0) as (_, axes):
+        ordered = np.sort(counts[counts > 0])[::-1]
+        axes.loglog(np.arange(1, len(ordered) + 1), ordered, color="#2a7de1", lw=2)
+        axes.set(xlabel="code, by rank", ylabel="occurrences")
+    return out.getvalue()
+
+
+def codebook_map(codebook: np.ndarray, counts: np.ndarray) -> bytes:
+    """(V, D) vectors on their two main axes, coloured and sized by how often they occur."""
+    out = io.BytesIO()
+    centred = codebook - codebook.mean(axis=0)
+    _, _, axes_of_variance = np.linalg.svd(centred, full_matrices=False)
+    x, y = (centred @ axes_of_variance[:2].T).T
+    with _drawn(out, 5.0, 3.0) as (figure, axes):
+        points = axes.scatter(x, y, s=4 + 30 * counts / max(1, counts.max()), c=np.log10(1 + counts), cmap="viridis")
+        axes.set(xlabel="first main axis", ylabel="second")
+        figure.colorbar(points, ax=axes, label="log10(1 + occurrences)")
+    return out.getvalue()
+
+
+def curves(series: dict[str, tuple[list[float], list[float]]], xlabel: str, ylabel: str) -> bytes:
+    """Lines by name, each from its x and y."""
+    out = io.BytesIO()
+    with _drawn(out, 5.0, 3.0) as (_, axes):
+        for name, (x, y) in series.items():
+            axes.plot(x, y, lw=1.6, label=name, marker="o" if len(x) < 8 else None, ms=3)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    return out.getvalue()

@@ -1,0 +1,74 @@
+"""Every command that the docs show exists, with the modules, files and arguments it names."""
+
+import importlib.util
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of the page's bash blocks, continued lines joined, prompts and comments left out."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def python_calls(line: str) -> list[list[str]]:
+    """The words behind `python` of every call in a line."""
+    calls = []
+    for part in re.split(r"&&|;|\|(?!\|)", line):
+        words = shlex.split(part)
+        for i, word in enumerate(words):
+            if re.fullmatch(r"(.*/)?python3?|torchrun", word):
+                calls.append(words[i + 1 :])
+                break
+    return calls
+
+
+ALL = [(page.name, line) for page in PAGES for line in commands(page)]
+
+
+def test_the_readme_shows_two_commands_first():
+    first, second = commands(ROOT / "README.md")[:2]
+    assert "venv" in first and "speechlm.tour" in first
+    assert "[dev]" in second and "pytest" in second
+
+
+@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}: {line[:60]}" for page, line in ALL])
+def test_a_shown_command_names_what_exists(page: str, line: str):
+    for words in python_calls(line):
+        if "-m" in words and words[words.index("-m") + 1].split(".")[0] in ("speechlm", "datamodules"):
+            module = words[words.index("-m") + 1]
+            assert importlib.util.find_spec(module) is not None, f"{module} does not exist"
+        elif words and words[0].endswith(".py"):
+            assert (ROOT / words[0]).is_file(), f"{words[0]} does not exist"
+        for flag, value in itertools.pairwise(words):
+            if flag == "--config":
+                assert (ROOT / value).is_file(), f"{value} does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_somewhere(page: Path):
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    first, second = commands(ROOT / "README.md")[:2]
+    for part in [*second.split("&&"), first.split("&&")[-1]]:
+        assert part.strip() in script, f".ci/run does not run `{part.strip()}`"
+
+
+def test_configs_that_docs_name_exist():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"configs/[\w./-]+\.yaml", text))
+    assert named and not [name for name in named if not (ROOT / name).is_file()]
+    assert all(isinstance(yaml.safe_load((ROOT / name).read_text()), dict) for name in named)
