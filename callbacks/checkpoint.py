@@ -71,6 +71,14 @@ class Checkpoints(Checkpoint):
             for part in self.folder.glob(".*.part"):
                 part.unlink(missing_ok=True)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Log under the steps that were taken: a run that resumes behind a validation would count that one twice (Lightning
+        2.6, a checkpoint from the end of training)."""
+        if pl_module.automatic_optimization:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
@@ -87,7 +95,7 @@ class Checkpoints(Checkpoint):
             return
         self._saved_step = trainer.global_step
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             _point("last.ckpt", path)
         for old in self._superseded(path) if trainer.is_global_zero else []:

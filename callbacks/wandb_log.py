@@ -75,8 +75,11 @@ class WandbLog(WandbLogger):
         self._guarded(super().log_audio, key, audios, step, **kwargs)
 
     def finalize(self, status: str) -> None:
-        """Close the W&B run."""
+        """End the W&B run, so that another run of this process gets its own."""
         self._guarded(super().finalize, status)
+        if self._experiment is not None:
+            self._guarded(self._experiment.finish)
+            self._experiment = None
 
     def _guarded(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if self._broken:

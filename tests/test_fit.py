@@ -142,6 +142,16 @@ def test_the_same_command_goes_on_and_ends_where_an_unbroken_run_ends(tmp_path: 
     assert list(read_metrics(broken)["train/loss"]) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("interval", [1, 2, 3])
+def test_a_resumed_run_logs_and_validates_at_the_steps_of_an_unbroken_one(interval: int, tmp_path: Path):
+    trainer = {**CONFIG["trainer"], "limit_val_batches": 1, "val_check_interval": interval}
+    config = write_config(tmp_path, trainer=trainer)
+    run(config, "--trainer.max_steps", "2")
+    seen = read_metrics(run(config, "--trainer.max_steps", "6"))
+    assert list(seen["train/loss"]) == [0, 1, 2, 3, 4, 5]
+    assert list(seen["val/dummy/loss"]) == list(range(interval - 1, 6, interval))
+
+
 @pytest.mark.parametrize(
     "limit", [["--trainer.max_steps", "4"], ["--trainer.max_epochs", "1", "--trainer.max_steps", "-1"]]
 )
