@@ -136,7 +136,7 @@ class FitCLI(LightningCLI):
 
     def refuse_naming_argument(self, error: Exception) -> NoReturn:
         """`refuse`, with the argument whose value the error speaks of; an error that speaks of none is raised as it is."""
-        message = str(error)
+        message = _reason(str(error))
         named = [
             (key, value) for key, value in runs.leaves(self.plain_config) if isinstance(value, str) and len(value) > 2
         ]
@@ -208,6 +208,13 @@ def main(args: ArgsType = None) -> None:
         rank_zero_info(f"{cli.folder} is finished ({finished}); raise that to train on, or choose another --name")
         return
     cli.fit()
+
+
+def _reason(message: str) -> str:
+    """What a constructor said, out of what the parser wraps around it: the types it tried, and every argument there is."""
+    tried = message.split("\nGiven value type")[0].split("Errors:\n")[-1]
+    lines = [line for line in tried.splitlines() if not line.endswith("Expected a <class 'NoneType'>")]
+    return "\n".join(lines).strip().removeprefix("- ")
 
 
 def _as_list(value: Any) -> list[Any]:

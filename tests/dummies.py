@@ -18,8 +18,18 @@ from speechlm.tokens.vocab import Vocab
 class DummyStage(L.LightningModule):
     """Learns to predict the loudness of recordings; its "speech tokens" are their samples' signs."""
 
-    def __init__(self, clock: Clock, width: int = 4, lr: float = 0.1, dropout: float = 0.1, api_key: str = "") -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        width: int = 4,
+        lr: float = 0.1,
+        dropout: float = 0.1,
+        api_key: str = "",
+        weights: str | None = None,
+    ) -> None:
         super().__init__()
+        if weights is not None:
+            raise OSError(f"no weights in {weights}")
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         self.clock, self.lr, self.api_key = clock, lr, api_key

@@ -64,6 +64,15 @@ def test_a_key_of_the_file_that_nothing_knows_is_named(tmp_path: Path, capsys: p
     assert "depth" in refusal(capsys, config)
 
 
+def test_what_a_constructor_refuses_is_told_without_the_parser_s_wrapping(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refusal(capsys, write_config(tmp_path), "--model.init_args.width", "0")
+    assert said.splitlines()[-1] == "error: width must be at least 1, got 0"
+    said = refusal(capsys, write_config(tmp_path), "--model.init_args.weights", "no/such/folder")
+    assert said.splitlines()[-1] == "error: argument model.init_args.weights: no weights in no/such/folder"
+
+
 def test_a_run_without_a_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "name" in refusal(capsys, write_config(tmp_path, name=None))
 
