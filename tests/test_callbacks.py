@@ -133,7 +133,7 @@ def test_a_step_of_several_batches_is_timed_as_one(tmp_path: Path):
 
 def test_skipped_recordings_are_logged_by_reason(tmp_path: Path):
     data = DummyData(Clock())
-    data.skips = SimpleNamespace(reasons=Counter({"too long": 3, "unreadable": 1}))
+    data.skipped = Counter({"too long": 3, "unreadable": 1})
     train(tmp_path, SkipCounts(every=1), data=data)
     seen = read_metrics(tmp_path)
     assert set(seen["data/skipped/too_long"].values()) == {3.0}
