@@ -166,3 +166,11 @@ def test_the_learning_rate_warms_up_and_ends_at_its_minimum(decay: str, end: flo
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[100] == pytest.approx(end)
     assert all(a >= b for a, b in itertools.pairwise(factors[4:]))
+
+
+def test_a_schedule_without_an_end_is_refused():
+    assert AdamWSettings(total_steps=7).steps_of(-1) == 7
+    assert AdamWSettings().steps_of(9) == 9
+    assert AdamWSettings(decay="constant").steps_of(-1) == 0
+    with pytest.raises(ValueError, match=r"set `trainer\.max_steps` or `optimizer\.total_steps`"):
+        AdamWSettings().steps_of(-1)

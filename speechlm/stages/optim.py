@@ -23,6 +23,7 @@ class AdamWSettings:
         warmup_steps: steps of linear warm-up.
         decay: shape of the way down.
         min_lr: where the way down ends, at the run's last step.
+        total_steps: steps of the whole run, where `trainer.max_steps` does not say it (a run that ends with its epochs).
         lr_scale: factor on the learning rate by parameter-name prefix, the longest prefix wins; 0 freezes. For example
             {"model.decoder": 0.1, "model.encoder.layers.0": 0}.
     """
@@ -34,6 +35,7 @@ class AdamWSettings:
     warmup_steps: int = 0
     decay: Decay = "linear"
     min_lr: float = 0.0
+    total_steps: int | None = None
     lr_scale: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,6 +59,19 @@ class AdamWSettings:
         for name, parameter in module.named_parameters():
             if self._scale(name) == 0.0:
                 parameter.requires_grad_(False)
+
+    def steps_of(self, max_steps: int) -> int:
+        """Steps the schedule is spread over, from the trainer's `max_steps` (-1 where it has none).
+
+        Raises:
+            ValueError: nobody says how many steps there will be, and the schedule depends on it.
+        """
+        steps = self.total_steps or (max_steps if max_steps > 0 else 0)
+        if not steps and self.decay != "constant":
+            raise ValueError(
+                f"decay {self.decay!r} needs to know where the run ends; set `trainer.max_steps` or `optimizer.total_steps`"
+            )
+        return steps
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LambdaLR]:
         """The optimizer over every parameter that has a gradient, and its schedule over `total_steps` steps."""

@@ -102,7 +102,7 @@ class SpeechTokenizer(L.LightningModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
+        steps = self.optimizer_settings.steps_of(self.trainer.max_steps)
         optimizer, schedule = self.optimizer_settings.build(self, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
