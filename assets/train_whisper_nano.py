@@ -158,10 +158,14 @@ class Recogniser(nn.Module):
     Args:
         whisper: the model that is trained; it alone is saved.
         tokenizer: its tokenizer.
+        decoder_weight: of the decoder's loss, beside 0.5 for CTC at the top and 0.25 in the middle.
     """
 
-    def __init__(self, whisper: WhisperForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, whisper: WhisperForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, decoder_weight: float = 0.5
+    ) -> None:
         super().__init__()
+        self.decoder_weight = decoder_weight
         self.whisper = whisper
         self.tokenizer = tokenizer
         width = whisper.config.d_model
@@ -226,7 +230,7 @@ class Recogniser(nn.Module):
         asr = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, label_smoothing=0.1)
         top = self.ctc_loss(self.ctc_heads[1], states, lens, texts)
         mid = self.ctc_loss(self.ctc_heads[0], middle, lens, texts)
-        return {"loss": 0.5 * asr + 0.5 * top + 0.25 * mid, "asr": asr, "ctc": top, "ctc_mid": mid}
+        return {"loss": self.decoder_weight * asr + 0.5 * top + 0.25 * mid, "asr": asr, "ctc": top, "ctc_mid": mid}
 
     @torch.no_grad()
     def transcribe(self, mel: Tensor, mel_lens: Tensor) -> list[str]:
@@ -315,6 +319,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--batch_sec", type=float, default=45.0)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--decoder_weight", type=float, default=0.5, help="more once CTC has found its alignments")
     parser.add_argument("--resume", type=Path, help="OUT.pt of an earlier run: weights, CTC heads included")
     parser.add_argument("--report_sec", type=float, default=30.0)
     parser.add_argument("--threads", type=int, default=1)
@@ -327,7 +332,7 @@ def main() -> None:
     whisper = WhisperForConditionalGeneration.from_pretrained(
         args.start, dtype=torch.float32, attn_implementation="eager"
     )
-    model = Recogniser(whisper, AutoTokenizer.from_pretrained(args.start))
+    model = Recogniser(whisper, AutoTokenizer.from_pretrained(args.start), args.decoder_weight)
     if args.resume:
         model.load_state_dict(torch.load(args.resume))
     if args.hours > 0:
