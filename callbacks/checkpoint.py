@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero and self.folder.exists():
             for part in self.folder.glob(".*.part"):
-                part.unlink(missing_ok=True)
+                _remove(part)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -95,9 +96,12 @@ class Checkpoints(Checkpoint):
             return
         self._saved_step = trainer.global_step
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
+        temporary = path.with_name(f".{path.name}.part")
+        trainer.save_checkpoint(temporary, weights_only=False)  # a folder where the strategy writes shards, else a file
         if trainer.is_global_zero:
+            _move(temporary, path)
             _point("last.ckpt", path)
+        trainer.strategy.barrier()
         for old in self._superseded(path) if trainer.is_global_zero else []:
             trainer.strategy.remove_checkpoint(old)
 
@@ -108,6 +112,24 @@ class Checkpoints(Checkpoint):
         steps = {path: int(found[1]) for path in self.folder.iterdir() if (found := STEP_NAME.fullmatch(path.name))}
         by_age = sorted(steps, key=lambda path: steps[path])
         return [path for path in by_age[: -self.keep] if path != newest]
+
+
+def _move(new: Path, place: Path) -> None:
+    """Put a file or a folder in its place, where an older one may be."""
+    old = place.with_name(f".old-{place.name}.part")
+    if place.is_dir():  # a folder can not be replaced in one move
+        _remove(old)
+        os.replace(place, old)
+    os.replace(new, place)
+    _flush_folder(place.parent)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _point(name: str, target: Path) -> None:

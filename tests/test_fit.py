@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from callbacks.jsonl import read_metrics
 from speechlm import fit, runs
 from speechlm.tokens.vocab import Vocab
 from tests.fit_runs import CONFIG, refusal, run, write_config
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +237,21 @@ def test_going_back_inside_a_run_is_refused(tmp_path: Path, capsys: pytest.Captu
     config = write_config(tmp_path)
     early = run(config) / "checkpoints/step-00000002.ckpt"
     assert "another --name" in refusal(capsys, config, "--ckpt_path", str(early))
+
+
+def test_two_ranks_under_torchrun_write_one_run(tmp_path: Path):
+    gloo = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"process_group_backend": "gloo"}}
+    config = write_config(tmp_path, trainer={**CONFIG["trainer"], "devices": 2, "strategy": gloo})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "speechlm.fit", "--config", str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/dummy"
+    assert json.loads((folder / "env.json").read_text(encoding="utf-8"))["world_size"] == 2
+    lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [0, 1, 2, 3]
+    found = runs.newest_checkpoint(folder)
+    assert found is not None and found.step == 4
 
 
 # -- starting from weights -------------------------------------------------------------------------------------------------
