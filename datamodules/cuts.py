@@ -16,7 +16,6 @@ import math
 import os
 import random
 import re
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from lhotse.cut import Cut, MonoCut, MultiCut
 from lhotse.serialization import deserialize_item
 
 from datamodules.tars import MAX_MEMBER_BYTES, Member, read_member, walk
+from speechlm.files import atomic_file
 
 SAFE_SOURCES = ("file", "memory", "shar", "tar")
 SAFE_STORAGES = ("lilcom_chunky", "lilcom_files", "numpy_files", "shar")  # plain files, read without pickle
@@ -312,22 +312,13 @@ def _fill_language(fields: Any, language: str) -> None:
 
 @contextmanager
 def _atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` only once it is whole; gzip where the name says so, the same bytes each time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as raw:
-            if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-                    yield cast(IO[bytes], packed)
-            else:
-                yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """`atomic_file`, packed by gzip where the name says so, the same bytes each time."""
+    with atomic_file(path) as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+                yield cast(IO[bytes], packed)
+        else:
+            yield raw
 
 
 def _relative(fields: Any, folder: str) -> Any:
