@@ -24,6 +24,7 @@ class DummyStage(L.LightningModule):
         width: int = 4,
         lr: float = 0.1,
         dropout: float = 0.1,
+        codes: int = 8,
         api_key: str = "",
         weights: str | None = None,
     ) -> None:
@@ -35,7 +36,7 @@ class DummyStage(L.LightningModule):
         self.clock, self.lr, self.api_key = clock, lr, api_key
         self.net = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 1))
         self.num_codes = 2
-        self.vocab = Vocab(num_text=0, num_speech=2 * width, controls=())
+        self.vocab = Vocab(num_text=0, num_speech=codes, controls=())
 
     def tokenize(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
         """One token per 1280 samples: whether the first of them is positive."""

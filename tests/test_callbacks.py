@@ -225,6 +225,14 @@ def test_restarts_of_a_run_are_one_run_in_w_and_b(tmp_path: Path):
     assert WandbLog(str(tmp_path))._run_id() != WandbLog(str(tmp_path / "other"))._run_id()
 
 
+def test_two_runs_of_a_process_are_two_in_w_and_b(tmp_path: Path):
+    offline = {"class_path": "callbacks.wandb_log.WandbLog", "init_args": {"offline": True}}
+    config = write_config(tmp_path, trainer={**CONFIG["trainer"], "logger": offline})
+    for name in ("one", "two"):
+        run(config, "--name", name)
+        assert len(list((tmp_path / "runs" / name).glob("wandb/offline-run-*/*.wandb"))) == 1
+
+
 def test_tensorboard_can_log_into_the_run_folder(tmp_path: Path):
     logger = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",

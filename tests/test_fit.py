@@ -118,7 +118,10 @@ def test_no_file_of_a_run_holds_a_secret(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("WANDB_API_KEY", "canary-in-the-environment")
     logger = {"class_path": "callbacks.wandb_log.WandbLog", "init_args": {"offline": True}}
     config = write_config(tmp_path, trainer={**CONFIG["trainer"], "logger": logger})
-    folder = run(config, "--model.init_args.api_key=canary-on-the-command-line")
+    secret = "--model.init_args.api_key=canary-on-the-command-line"
+    monkeypatch.setattr("sys.argv", ["fit", "--config", str(config), secret])
+    fit.main()
+    folder = tmp_path / "runs/dummy"
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     for path in files:
@@ -231,6 +234,16 @@ def test_another_run_goes_on_from_a_given_checkpoint_until_it_has_its_own(tmp_pa
     run(config, *branch, "--trainer.max_steps", "6")
     starts = json.loads((tmp_path / "runs/branch/env.json").read_text(encoding="utf-8"))["starts"]
     assert [Path(start["resumed_from"]).name for start in starts] == ["step-00000002.ckpt", "step-00000004.ckpt"]
+
+
+def test_another_vocabulary_is_refused_whatever_is_allowed(tmp_path: Path):
+    config = write_config(tmp_path)
+    first = run(config, "--trainer.max_steps", "2") / "checkpoints/step-00000002.ckpt"
+    other = ["--model.init_args.codes", "16", "--allow_config_change", "true"]
+    with pytest.raises(ValueError, match=r"vocab\.json was made with vocabulary"):
+        run(config, *other)
+    with pytest.raises(ValueError, match="the checkpoint was made with vocabulary"):
+        run(config, *other, "--name", "branch", "--ckpt_path", str(first))
 
 
 def test_going_back_inside_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
