@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -52,6 +53,33 @@ def test_a_shown_command_names_what_exists(page: str, line: str):
         for flag, value in itertools.pairwise(words):
             if flag == "--config":
                 assert (ROOT / value).is_file(), f"{value} does not exist"
+
+
+def arguments_of(line: str) -> list[tuple[str, list[str]]]:
+    """(module, the words behind it) of every call of a module of ours in a line."""
+    calls = [words for words in python_calls(line) if "-m" in words]
+    behind = [words[words.index("-m") + 1 :] for words in calls]
+    return [(words[0], words[1:]) for words in behind if words[0].split(".")[0] in ("speechlm", "datamodules")]
+
+
+SHOWN = [(page, module, words) for page, line in ALL for module, words in arguments_of(line)]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize(("page", "module", "words"), SHOWN, ids=[f"{page}: {module}" for page, module, _ in SHOWN])
+def test_a_shown_command_takes_the_arguments_it_is_shown_with(
+    page: str, module: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    subcommands = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    monkeypatch.setattr("sys.argv", [module, *subcommands, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+    known = capsys.readouterr().out
+    assert stopped.value.code == 0
+    for word in words:
+        if word.startswith("--"):
+            flag = re.split(r"=|\.init_args", word)[0]
+            assert re.search(rf"{re.escape(flag)}\b", known), f"{module} has no {word}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
