@@ -137,14 +137,17 @@ class FitCLI(LightningCLI):
     def refuse_naming_argument(self, error: Exception) -> NoReturn:
         """`refuse`, with the argument whose value the error speaks of; an error that speaks of none is raised as it is."""
         message = _reason(str(error))
-        named = [
-            (key, value) for key, value in runs.leaves(self.plain_config) if isinstance(value, str) and len(value) > 2
+        leaves = runs.leaves(self.plain_config)
+        named = [(key, value) for key, value in leaves if isinstance(value, str) and not key.endswith("class_path")]
+        fitting = [
+            key for key, value in sorted(named, key=lambda pair: len(pair[1])) if len(value) > 2 and value in message
         ]
-        fitting = [(len(value), key) for key, value in named if value in message and not key.endswith("class_path")]
+        absent = [f"{key} ({value})" for key, value in named if "/" in value and not Path(value).exists()]
         if not fitting and isinstance(error, OSError):
             raise error
-        where = f"argument {max(fitting)[1]}: " if fitting else ""
-        self.refuse(where + message)
+        if not fitting and _is_about_files(error):  # transformers does not say which name it could not find
+            fitting = [key for key in absent if key.startswith("model.")]
+        self.refuse((f"argument {fitting[-1]}: " if fitting else "") + message)
 
     def _where_to_resume(self) -> runs.Checkpoint | None:
         """The run's own newest checkpoint, or `ckpt_path` where that is further."""
@@ -215,6 +218,11 @@ def _reason(message: str) -> str:
     tried = message.split("\nGiven value type")[0].split("Errors:\n")[-1]
     lines = [line for line in tried.splitlines() if not line.endswith("Expected a <class 'NoneType'>")]
     return "\n".join(lines).strip().removeprefix("- ")
+
+
+def _is_about_files(error: BaseException | None) -> bool:
+    """Whether an error came of a file or an address that could not be read."""
+    return error is not None and (isinstance(error, OSError) or _is_about_files(error.__cause__ or error.__context__))
 
 
 def _as_list(value: Any) -> list[Any]:

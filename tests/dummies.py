@@ -30,7 +30,7 @@ class DummyStage(L.LightningModule):
     ) -> None:
         super().__init__()
         if weights is not None:
-            raise OSError(f"no weights in {weights}")
+            raise OSError("the hub does not answer" if weights.startswith("hub/") else f"no weights in {weights}")
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         self.clock, self.lr, self.api_key = clock, lr, api_key

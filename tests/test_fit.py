@@ -75,6 +75,8 @@ def test_what_a_constructor_refuses_is_told_without_the_parser_s_wrapping(
     assert said.splitlines()[-1] == "error: width must be at least 1, got 0"
     said = refusal(capsys, write_config(tmp_path), "--model.init_args.weights", "no/such/folder")
     assert said.splitlines()[-1] == "error: argument model.init_args.weights: no weights in no/such/folder"
+    said = refusal(capsys, write_config(tmp_path), "--model.init_args.weights", "hub/name")
+    assert said.splitlines()[-1] == "error: argument model.init_args.weights (hub/name): the hub does not answer"
 
 
 def test_a_run_without_a_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
