@@ -11,6 +11,7 @@ from torchmetrics.text import WordErrorRate
 from speechlm.batch import AudioBatch
 from speechlm.nn.log_mel import Floor
 from speechlm.nn.losses import IGNORED
+from speechlm.nn.masks import length_mask
 from speechlm.nn.quantizer import sum_over_ranks
 from speechlm.nn.whisper_encoder import Bottleneck, QuantizerFactory
 from speechlm.nn.whisper_source import Distillation, SourceForm, WhisperSource, logits_divergence, states_distance
@@ -158,7 +159,7 @@ class SpeechTokenizer(L.LightningModule):
         if scored.quantized is None:
             return
         codes = scored.quantized.codes
-        inside = torch.arange(codes.shape[1], device=codes.device)[None] < scored.state_lens[:, None]
+        inside = length_mask(scored.state_lens, codes.shape[1])
         counted = torch.bincount(codes[inside & (codes >= 0)], minlength=self.num_codes)
         self._code_counts = self._code_counts.to(counted) + counted
 
