@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -39,3 +40,52 @@ class AudioBatch:
     def padding_share(self) -> float:
         """Share of the padded samples that are padding, in [0, 1)."""
         return 1.0 - float(self.audio_lens.sum()) / max(1, self.audio.numel())
+
+
+@dataclass
+class RowBatch:
+    """Packed rows of several documents each, for the language model.
+
+    Documents of a row follow each other from its first position on, padding is at its end. Attention must stay inside a document.
+    A row may have no loss at all (padding rows that keep ranks in step have none), so a mean divides by a count over the batch.
+
+    Attributes:
+        ids: (B, S) int64 shared ids of `Vocab`.
+        loss_mask: (B, S) bool, True where `ids` is to be predicted, from the position before it. Never True at a document's first
+            position, where nothing is before it, nor in padding.
+        doc_ids: (B, S) int32, 0, 1, … by document of the row, -1 in padding: compare for equality, then padding attends to itself.
+        source_ids: (B,) int64 which of `sources` a row is from.
+        sources: names of the sources, for metrics.
+        languages: their languages ("en"), in the same order, "" where none is known.
+    """
+
+    ids: Tensor
+    loss_mask: Tensor
+    doc_ids: Tensor
+    source_ids: Tensor
+    sources: list[str] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(B, S) int64 position of each id in its document, from 0; the padding counts from 0 too.
+
+        Made from `doc_ids` where they lie: eight bytes per id that need not travel to the accelerator.
+        """
+        indices = torch.arange(self.doc_ids.shape[1], device=self.doc_ids.device).expand_as(self.doc_ids)
+        begins = torch.zeros_like(indices)
+        begins[:, 1:] = indices[:, 1:] * (self.doc_ids[:, 1:] != self.doc_ids[:, :-1])
+        return indices - begins.cummax(1).values
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids that are not padding."""
+        return int((self.doc_ids >= 0).sum())
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the positions that are padding, in [0, 1]."""
+        return 1.0 - self.num_tokens / max(1, self.ids.numel())
