@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from speechlm.nn.generator import Generator, Spoken
-from speechlm.nn.masks import length_mask
 from speechlm.nn.vocoder_stream import Overlap
 from speechlm.nn.weight_norm import fold, torch_names
 
@@ -39,7 +38,7 @@ class HifiGan(Generator):
     """HiFi-GAN with weights that are there.
 
     Args:
-        weights: name or folder of a Hugging Face checkpoint; or HiFi-GAN's own `generator_v1`, `g_02500000`, … with a `config.json`
+        weights: name or folder of a Hugging Face checkpoint; or HiFi-GAN's own file (`generator_v1`) with a `config.json`
             beside it, or none for the network "V1". No pickle is executed.
 
     Raises:
