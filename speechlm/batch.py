@@ -43,6 +43,49 @@ class AudioBatch:
 
 
 @dataclass
+class ResynthesisBatch:
+    """Recordings with their speech tokens, padded on the right: what tokens are to become.
+
+    Attributes:
+        speech_tokens: (B, T) int64 tokenizer ids, -1 behind each recording's end; T is 0 where none were asked for.
+        speech_token_lens: (B,) int64 tokens.
+        audio: (B, N) float32 waveform in [-1, 1], zeros behind each recording's end; token t belongs to the samples of its span,
+            the last one may be filled in part.
+        audio_lens: (B,) int64 samples.
+        sample_rate_hz: samples per second of `audio`.
+        speakers: B names of speakers, "" where none is known.
+        texts: B transcripts, "" where none is known.
+        cut_ids: B ids of the cuts, for messages and reports.
+        skipped: (cut id, reason) of recordings that should have been in the batch and could not be used.
+        f0: (B, F) float32 Hz in the middle of each mel frame, 0 where there is no voice; None where it was not asked for.
+    """
+
+    speech_tokens: Tensor
+    speech_token_lens: Tensor
+    audio: Tensor
+    audio_lens: Tensor
+    sample_rate_hz: int
+    speakers: list[str]
+    texts: list[str]
+    cut_ids: list[str]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    f0: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.audio.shape[0]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of real audio in the batch, padding not counted."""
+        return float(self.audio_lens.sum()) / self.sample_rate_hz
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the padded samples that are padding, in [0, 1)."""
+        return 1.0 - float(self.audio_lens.sum()) / max(1, self.audio.numel())
+
+
+@dataclass
 class RowBatch:
     """Packed rows of several documents each, for the language model.
 
@@ -53,7 +96,7 @@ class RowBatch:
         ids: (B, S) int64 shared ids of `Vocab`.
         loss_mask: (B, S) bool, True where `ids` is to be predicted, from the position before it. Never True at a document's first
             position, where nothing is before it, nor in padding.
-        doc_ids: (B, S) int32, 0, 1, … by document of the row, -1 in padding: compare for equality, then padding attends to itself.
+        doc_ids: (B, S) int32, 0, 1, … by document of the row, -1 in padding: compared for equality, padding attends to itself.
         source_ids: (B,) int64 which of `sources` a row is from.
         sources: names of the sources, for metrics.
         languages: their languages ("en"), in the same order, "" where none is known.
