@@ -92,13 +92,12 @@ class HarmonicSource(nn.Module):
         start = start_frame * self.hop_samples
         cycles, phase = self._cycles(f0, phase)
         overtone = torch.arange(1, self.harmonics + 2, device=f0.device)[None, :, None]
-        offset = (2.0 * math.pi) * hashed_uniform(seeds, self.harmonics + 1)
+        offset = (2.0 * math.pi) * hashed_uniform(2 * seeds, self.harmonics + 1)
         offset[:, 0] = 0.0
         sines = self.amplitude * torch.sin(2.0 * math.pi * (overtone * cycles[:, None] % 1.0) + offset)
         voiced = (f0 > self.voiced_above_hz).float().repeat_interleave(self.hop_samples, dim=1)[:, None]
         loudness = voiced * self.noise + (1.0 - voiced) * (self.amplitude / 3.0)
-        # Noises of another key than the phases'.
-        noise = hashed_normal(seeds + 1, self.harmonics + 1, cycles.shape[1], start)
+        noise = hashed_normal(2 * seeds + 1, self.harmonics + 1, cycles.shape[1], start)
         return sines * voiced + loudness * noise, phase
 
     def _cycles(self, f0: Tensor, phase: Tensor | None) -> tuple[Tensor, Tensor]:
