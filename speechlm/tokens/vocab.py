@@ -4,11 +4,14 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from speechlm.files import write_text_atomic
+
+Ids = TypeVar("Ids", Tensor, np.ndarray)
 
 #: Control tokens in the order of their ids. New ones are appended, so that old ids never move.
 CONTROLS = (
@@ -72,8 +75,8 @@ class Vocab:
             raise ValueError(f"no control token {name!r}; this vocabulary has {list(self.controls)}")
         return self.num_text + self.controls.index(name)
 
-    def speech_to_ids(self, codes: Tensor) -> Tensor:
-        """Speech codes in [0, num_speech) to shared ids, any shape.
+    def speech_to_ids(self, codes: Ids) -> Ids:
+        """Speech codes in [0, num_speech) to shared ids, any shape, a tensor or an array.
 
         Raises:
             ValueError: a code is out of range.
@@ -81,20 +84,20 @@ class Vocab:
         self._check(codes, self.num_speech, "speech code")
         return codes + self.speech_offset
 
-    def text_to_ids(self, text_tokens: Tensor) -> Tensor:
-        """Text-tokenizer ids in [0, num_text) to shared ids (the identity, checked), any shape."""
+    def text_to_ids(self, text_tokens: Ids) -> Ids:
+        """Text-tokenizer ids in [0, num_text) to shared ids (the identity, checked), any shape, a tensor or an array."""
         self._check(text_tokens, self.num_text, "text id")
         return text_tokens
 
-    def is_speech(self, ids: Tensor) -> Tensor:
+    def is_speech(self, ids: Ids) -> Ids:
         """Which shared ids are speech, bool of the same shape."""
         return (ids >= self.speech_offset) & (ids < len(self))
 
-    def is_text(self, ids: Tensor) -> Tensor:
+    def is_text(self, ids: Ids) -> Ids:
         """Which shared ids are text, bool of the same shape."""
         return (ids >= 0) & (ids < self.num_text)
 
-    def ids_to_speech(self, ids: Tensor) -> Tensor:
+    def ids_to_speech(self, ids: Ids) -> Ids:
         """Shared ids, all of them speech, to codes.
 
         Raises:
@@ -145,7 +148,7 @@ class Vocab:
         return vocab
 
     @staticmethod
-    def _check(values: Tensor, limit: int, what: str) -> None:
+    def _check(values: Ids, limit: int, what: str) -> None:
         bad = (values < 0) | (values >= limit)
-        if torch.any(bad):
+        if bad.any():
             raise ValueError(f"{what} {int(values[bad][0])} is outside [0, {limit})")
