@@ -52,6 +52,23 @@ def mel_with_codes(mel: np.ndarray, codes: np.ndarray, seconds_per_token: float)
     return out.getvalue()
 
 
+def mel_above_mel(original: np.ndarray, made: np.ndarray, seconds_per_frame: float) -> bytes:
+    """Two (M, F) log-mels, the original above, in the same colours; their lengths may differ."""
+    out = io.BytesIO()
+    frames = max(original.shape[1], made.shape[1])
+    seconds = frames * seconds_per_frame
+    low, high = float(np.min(original, initial=0.0)), float(np.max(original, initial=-1.0))
+    gap = np.full((2, frames), np.nan)
+    rows = [np.pad(mel, ((0, 0), (0, frames - mel.shape[1])), constant_values=low) for mel in (made, original)]
+    with _drawn(out, min(14.0, 2.0 + 1.6 * seconds), 3.6) as (_, axes):
+        stacked = np.concatenate([rows[0], gap, rows[1]])
+        extent = (0, seconds, 0, len(stacked))
+        axes.imshow(stacked, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low, vmax=high)
+        axes.set_yticks([len(rows[0]) / 2, len(stacked) - len(rows[1]) / 2], ["made", "original"])
+        axes.set(xlabel="seconds")
+    return out.getvalue()
+
+
 def rank_frequency(counts: np.ndarray) -> bytes:
     """How often the most frequent code occurs, the second, …; both axes logarithmic."""
     out = io.BytesIO()

@@ -1,0 +1,207 @@
+"""The same few held-out recordings at every validation: what became of them, to hear, to see, and as a word error rate."""
+
+import dataclasses
+import io
+import json
+import logging
+import re
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import soundfile
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from callbacks.wandb_log import WandbLog
+from speechlm.batch import ResynthesisBatch
+from speechlm.evals.pictures import mel_above_mel
+from speechlm.evals.wer import word_error_rate
+from speechlm.files import write_bytes_atomic, write_text_atomic
+from speechlm.nn.mel import MelSpectrogram
+from speechlm.nn.whisper_source import SourceForm, WhisperSource
+
+ASR_RATE_HZ = 16_000
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Heard:
+    """One recording, what the stage made of it, and what was understood."""
+
+    name: str
+    original: np.ndarray  # (N,) float32
+    made: np.ndarray  # (N,) float32
+    rate_hz: int
+    text: str
+    original_words: str = ""
+    made_words: str = ""
+
+
+class Listen(L.Callback):
+    """Writes to `samples/` of the run folder, and to W&B where it logs: `<set>/<recording>/original.flac` once, and for every
+    validation `step-<n>.flac` and `step-<n>.png`, the two log-mels above each other. With an ASR, `val/<set>/wer_original` and
+    `wer_resynthesis` of these recordings, and what was understood in `step-<n>.json`.
+
+    Needs a stage that promises `resynthesize(batch)` or else `decode(speech_tokens, speech_token_lens)`, each giving (B, N)
+    waveforms and, if it likes, (B,) samples. Runs on the first rank.
+
+    Args:
+        recordings: how many of each validation set, its first ones.
+        whisper: name or folder of the ASR, or null for none.
+        whisper_form: how it was trained, see `WhisperSource`.
+        every: validations between two of these.
+    """
+
+    def __init__(
+        self, recordings: int = 4, whisper: str | None = None, whisper_form: SourceForm = "published", every: int = 1
+    ) -> None:
+        if recordings < 1 or every < 1:
+            raise ValueError(f"recordings and every must be at least 1, got {recordings} and {every}")
+        self.recordings, self.every = recordings, every
+        self.asr = WhisperSource(whisper, whisper_form) if whisper else None
+        self._heard: dict[str, list[Heard]] = {}
+        self._validations = 0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with nothing heard."""
+        self._heard = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: ResynthesisBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let the stage speak the first recordings of the set."""
+        if trainer.sanity_checking or not trainer.is_global_zero or self._validations % self.every:
+            return
+        heard = self._heard.setdefault(_set_name(trainer, dataloader_idx), [])
+        missing = self.recordings - len(heard)
+        if missing > 0:
+            heard += _heard(pl_module, _first(batch, missing))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Understand, write and log."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        self._validations += 1
+        for name, heard in self._heard.items():
+            folder = Path(trainer.default_root_dir) / "samples" / name
+            if self.asr is not None:
+                for key, rate in self._understood(heard, pl_module.device).items():
+                    pl_module.log(f"val/{name}/wer_{key}", rate, rank_zero_only=True)
+                said = [
+                    {"id": h.name, "text": h.text, "original": h.original_words, "made": h.made_words} for h in heard
+                ]
+                text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+                write_text_atomic(folder / f"step-{trainer.global_step:08d}.json", text)
+            for item in heard:
+                _show(trainer, name, item, folder / _file_name(item.name))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._validations = state_dict["validations"]
+
+    def _understood(self, heard: list[Heard], device: torch.device) -> dict[str, float]:
+        """Transcripts into `heard`; word error rates of the recordings that have a text."""
+        assert self.asr is not None
+        for item in heard:
+            item.original_words, item.made_words = (
+                self.asr.to(device).transcribe(*_for_asr(audio, item.rate_hz, device))[0]
+                for audio in (item.original, item.made)
+            )
+        spoken = [item for item in heard if item.text.strip()]
+        if not spoken:
+            return {}
+        texts = [item.text for item in spoken]
+        return {
+            "original": word_error_rate(texts, [item.original_words for item in spoken]).rate,
+            "resynthesis": word_error_rate(texts, [item.made_words for item in spoken]).rate,
+        }
+
+
+@torch.no_grad()
+def _heard(stage: Any, batch: ResynthesisBatch) -> list[Heard]:
+    """What the stage makes of a batch, or nothing where it can not yet."""
+    try:
+        made = stage.resynthesize(batch) if hasattr(stage, "resynthesize") else _decoded(stage, batch)
+    except ValueError as error:  # such as a decoder without a vocoder
+        log.warning("nothing to listen to: %s", error)
+        return []
+    audio, lens = made if isinstance(made, tuple) else (made, batch.audio_lens)
+    lens = lens.clamp(max=audio.shape[1])
+    return [
+        Heard(
+            batch.cut_ids[i],
+            batch.audio[i, : batch.audio_lens[i]].float().cpu().numpy(),
+            audio[i, : lens[i]].float().cpu().numpy(),
+            batch.sample_rate_hz,
+            batch.texts[i],
+        )
+        for i in range(len(batch))
+    ]
+
+
+def _decoded(stage: Any, batch: ResynthesisBatch) -> Any:
+    return stage.decode(batch.speech_tokens, batch.speech_token_lens)
+
+
+def _first(batch: ResynthesisBatch, count: int) -> ResynthesisBatch:
+    """The first recordings of a batch."""
+    rows = {
+        field.name: getattr(batch, field.name)[:count]
+        for field in dataclasses.fields(batch)
+        if isinstance(getattr(batch, field.name), Tensor | list)
+    }
+    return dataclasses.replace(batch, **rows)
+
+
+def _for_asr(audio: np.ndarray, rate_hz: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(1, N) and (1,) at the ASR's rate, no more than it hears."""
+    common = gcd(rate_hz, ASR_RATE_HZ)
+    heard = resample_poly(audio, ASR_RATE_HZ // common, rate_hz // common)[: 30 * ASR_RATE_HZ]
+    samples = torch.from_numpy(np.ascontiguousarray(heard, dtype=np.float32)).to(device)
+    return samples[None], torch.tensor([len(samples)], device=device)
+
+
+def _show(trainer: L.Trainer, name: str, item: Heard, folder: Path) -> None:
+    """Files of one recording, and the same to W&B."""
+    original, made = folder / "original.flac", folder / f"step-{trainer.global_step:08d}.flac"
+    if not original.exists():
+        write_bytes_atomic(original, _flac(item.original, item.rate_hz))
+    write_bytes_atomic(made, _flac(item.made, item.rate_hz))
+    picture = made.with_suffix(".png")
+    mel = MelSpectrogram(item.rate_hz, max_hz=None)
+    above, below = (mel(torch.from_numpy(audio)[None])[0][0].numpy() for audio in (item.original, item.made))
+    write_bytes_atomic(picture, mel_above_mel(above, below, mel.hop_samples / item.rate_hz))
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLog):
+            key = f"listen/{name}/{_file_name(item.name)}"
+            logger.log_audio(key, [str(original), str(made)], caption=["original", "resynthesis"])
+            logger.log_image(f"{key}/mel", [str(picture)])
+
+
+def _flac(audio: np.ndarray, rate_hz: int) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.clip(np.nan_to_num(audio), -1.0, 1.0), rate_hz, format="FLAC")
+    return out.getvalue()
+
+
+def _file_name(name: str) -> str:
+    """A cut's id as the name of a folder."""
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
+
+
+def _set_name(trainer: L.Trainer, index: int) -> str:
+    names = getattr(getattr(trainer, "datamodule", None), "val_names", None)
+    return names[index] if names else str(index)
