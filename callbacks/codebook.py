@@ -44,9 +44,8 @@ class CodebookPicture(L.Callback):
         if batch_idx >= self.batches or not len(self._counts) or not trainer.is_global_zero or trainer.sanity_checking:
             return
         stage: Any = pl_module
-        codes, lens = stage.tokenize(batch.audio, batch.audio_lens)
-        real = torch.arange(codes.shape[1], device=codes.device)[None] < lens[:, None]
-        self._counts += torch.bincount(codes[real & (codes >= 0)], minlength=len(self._counts)).cpu()
+        codes, _ = stage.tokenize(batch.audio, batch.audio_lens)  # -1 behind the end
+        self._counts += torch.bincount(codes[codes >= 0], minlength=len(self._counts)).cpu()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw."""

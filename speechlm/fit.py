@@ -20,6 +20,7 @@ from callbacks.run_record import RunRecord
 from speechlm import runs
 from speechlm.provenance import redact
 from speechlm.tokens.clock import Clock
+from speechlm.tokens.vocab import OtherVocab
 
 RunName = restricted_string_type(
     "RunName",
@@ -117,6 +118,8 @@ class FitCLI(LightningCLI):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except FileNotFoundError as error:
             self.refuse_naming_argument(error)
+        except OtherVocab as error:
+            self.refuse(str(error))
 
     def finished(self) -> str:
         """Why there is nothing left to do, or an empty string."""

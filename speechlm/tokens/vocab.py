@@ -25,6 +25,10 @@ CONTROLS = (
 )
 
 
+class OtherVocab(ValueError):
+    """Data or weights were made with another vocabulary than the one at hand."""
+
+
 @dataclass(frozen=True)
 class Vocab:
     """Text ids first, then control ids, then speech ids: `[0, T) [T, T + C) [T + C, T + C + S)`.
@@ -122,10 +126,10 @@ class Vocab:
         """Refuse data or weights made with another vocabulary.
 
         Raises:
-            ValueError: naming both sides.
+            OtherVocab: naming both sides.
         """
         if other_hash != self.hash:
-            raise ValueError(
+            raise OtherVocab(
                 f"{where} was made with vocabulary {other_hash}, this run has {self.hash} ({self}); "
                 f"the same id would mean different things: use the run's own vocab.json or make the data again"
             )
