@@ -1,6 +1,8 @@
 """Corpora as they are published -> cut manifests that the configs name.
 
 python -m datamodules.prepare librispeech --corpus data/LibriSpeech --out data/librispeech
+python -m datamodules.prepare libritts --corpus data/LibriTTS_R --out data/libritts
+python -m datamodules.prepare vctk --corpus data/VCTK-Corpus-0.92 --out data/vctk
 python -m datamodules.prepare emilia --corpus data/Emilia-Dataset --out data/emilia --languages '[en, zh]' --jobs 16
 """
 
@@ -9,9 +11,14 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from datamodules.recipes import emilia, librispeech
+from datamodules.recipes import emilia, librispeech, libritts, vctk
 
-RECIPES: dict[str, Any] = {"librispeech": librispeech.prepare, "emilia": emilia.prepare}
+RECIPES: dict[str, Any] = {
+    "librispeech": librispeech.prepare,
+    "libritts": libritts.prepare,
+    "vctk": vctk.prepare,
+    "emilia": emilia.prepare,
+}
 
 
 def main(args: list[str] | None = None) -> None:

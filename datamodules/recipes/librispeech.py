@@ -1,13 +1,10 @@
 """LibriSpeech (https://www.openslr.org/12) as cut manifests: Lhotse's recipe, in the layout that the configs name."""
 
-import random
 from pathlib import Path
 
-from lhotse import CutSet
-from lhotse.cut import Cut
 from lhotse.recipes import prepare_librispeech
 
-from datamodules.cuts import write_cuts
+from datamodules.recipes.parts import write_parts
 
 
 def prepare(
@@ -35,17 +32,4 @@ def prepare(
     found = prepare_librispeech(
         corpus, dataset_parts=parts or "auto", normalize_text="lower" if lower else "none", num_jobs=jobs
     )
-    train: list[Cut] = []
-    for part in sorted(found):
-        recordings, supervisions = found[part]["recordings"], found[part]["supervisions"]
-        cuts = sorted(CutSet.from_manifests(recordings, supervisions), key=lambda cut: cut.id)
-        for cut in cuts:
-            cut.id = cut.recording.id  # not Lhotse's running number
-            cut.supervisions[0].language = "en"  # not "English"
-        random.Random(f"{seed} {part}").shuffle(cuts)
-        write_cuts(cuts, out / f"{part}.jsonl.gz")
-        print(f"{part}: {len(cuts)} recordings, {sum(cut.duration for cut in cuts) / 3600:.2f} h")
-        train += cuts if part.startswith("train") else []
-    if train:
-        random.Random(seed).shuffle(train)
-        write_cuts(train, out / "train.jsonl.gz")
+    write_parts(found, out, seed)
