@@ -39,7 +39,7 @@ class Phase:
     def counts(self, positions: np.ndarray) -> np.ndarray:
         """(S, N) int64 rows of each source in the first `positions` (N,) rows: within a few of weight × positions.
 
-        Each source takes its share of what those before it leave, rounded down. So every count grows by 0 or 1 from one position
+        Each source takes its share of what those before it leave, rounded. So every count grows by 0 or 1 from one position
         to the next, and all together by 1, however small a weight is.
         """
         left = np.asarray(positions, np.int64)
@@ -47,7 +47,7 @@ class Phase:
         last = max(index for index, weight in enumerate(self.weights) if weight)
         counts = np.zeros((len(self.weights), len(left)), np.int64)
         for index, weight in enumerate(self.weights[:last]):
-            counts[index] = left * round(weight / rest[index] * UNIT) // UNIT
+            counts[index] = (left * round(weight / rest[index] * UNIT) + UNIT // 2) // UNIT
             left = left - counts[index]
         counts[last] = left
         return counts

@@ -42,7 +42,8 @@ INDEX = "index.json"
 SECTIONS = {
     "document_ends": "<u4", "documents_until": "<u8", "loss_spans": "<u4", "spans_until": "<u8", "row_crc": "<u4",
 }  # fmt: skip
-SHARED = ("version", "vocab_hash", "vocab_size", "row_len")  # header fields that all files of a folder have in common
+#: Header fields that all files of a folder have in common.
+SHARED = ("version", "vocab_hash", "vocab_size", "row_len", "token_rate_hz", "source", "kind", "language")
 
 
 class Row(NamedTuple):
@@ -279,6 +280,11 @@ class RowFolder:
     def __len__(self) -> int:
         return self._until[-1]
 
+    @property
+    def fingerprint(self) -> int:
+        """What tells these rows from others."""
+        return _index_crc(self.index)
+
     def locate(self, index: int) -> tuple[RowFile, int]:
         """The file of a row, and the row's number in it."""
         number = bisect_right(self._until, index) - 1
@@ -314,7 +320,7 @@ def index_of(files: Sequence[Path]) -> dict[str, Any]:
         ValueError: the files differ in vocabulary or row length, or one is damaged.
     """
     opened = [RowFile(path) for path in files]
-    shared = [{name: file.header[name] for name in SHARED} for file in opened]
+    shared = [{name: file.header.get(name) for name in SHARED} for file in opened]
     for file, fields in zip(opened, shared, strict=True):
         if fields != shared[0]:
             raise ValueError(f"{file.path} was made as {fields}, {opened[0].path} as {shared[0]}; they do not mix")
