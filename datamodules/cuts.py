@@ -7,6 +7,7 @@ name is refused with file and line.
 
 Beside Lhotse's own "file", "memory" (base64 in JSON) and "shar", a source may have the type "tar", with `offset` and `size`
 in bytes: a member of an uncompressed tar, read where it lies, so that a corpus made of tars is never unpacked nor copied.
+Likewise an array may have the storage "tar_npy", see `tar_arrays`.
 """
 
 import base64
@@ -17,7 +18,7 @@ import os
 import random
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,14 +26,16 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from lhotse import AudioSource, CutSet
-from lhotse.cut import Cut, MonoCut, MultiCut
+from lhotse.cut import Cut, MixedCut, MonoCut, MultiCut
 from lhotse.serialization import deserialize_item
 
+from datamodules import tar_arrays
 from datamodules.tars import MAX_MEMBER_BYTES, Member, read_member, walk
+from datamodules.token_folder import TokenFolder
 from speechlm.files import atomic_file
 
 SAFE_SOURCES = ("file", "memory", "shar", "tar")
-SAFE_STORAGES = ("lilcom_chunky", "lilcom_files", "numpy_files", "shar")  # plain files, read without pickle
+SAFE_STORAGES = ("lilcom_chunky", "lilcom_files", "numpy_files", "shar", tar_arrays.STORAGE)  # read without pickle
 CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut")
 MAX_LINE_BYTES = 64 * 2**20
 TAR_KEY = "tar sources"
@@ -73,7 +76,8 @@ def read_cuts(path: str | Path, language: str = "", shuffle_seed: str | None = N
     """A lazy, checked CutSet from a manifest, a folder of manifests or a Shar folder; its size does not cost memory.
 
     Args:
-        path: .jsonl, .jsonl.gz or a folder.
+        path: .jsonl, .jsonl.gz or a folder. A folder that `speechlm.tokenize` wrote must be whole, and every shard is
+            compared with its checksums before it is read.
         language: for supervisions that name none.
         shuffle_seed: the order of the folder's manifests or shards; None is by name.
 
@@ -85,12 +89,13 @@ def read_cuts(path: str | Path, language: str = "", shuffle_seed: str | None = N
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no cut manifest or folder of them at {path}")
-    manifests = _manifests(path)
+    tokenized = TokenFolder.find(path)
+    manifests = tokenized.manifests() if tokenized else manifests_of(path)
     if not manifests:
         raise ValueError(f"cuts are read from .jsonl, .jsonl.gz or a folder that has some, got {path}")
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(manifests)
-    return CutSet(cast(Any, CheckedCuts(manifests, language)))
+    return CutSet(cast(Any, CheckedCuts(manifests, language, tokenized.check if tokenized else None)))
 
 
 @dataclass
@@ -99,14 +104,26 @@ class CheckedCuts:
 
     manifests: list[Path]
     language: str = ""
+    check: Callable[[Path], None] | None = None  # called with every manifest before it is read
 
     def __iter__(self) -> Iterator[Cut]:
+        for _, cut in self.numbered():
+            yield cut
+
+    def numbered(self, wanted: Callable[[int], bool] = lambda number: True) -> Iterator[tuple[int, Cut]]:
+        """Cuts with their numbers, 0, 1, … over all manifests; lines whose number is not wanted are passed over unread."""
+        count = 0
         for path in self.manifests:
+            if self.check is not None:
+                self.check(path)
             shard = _Shard.beside(path)
             parser = _LineParser(path.parent)
-            for number, line in enumerate(_lines(path), 1):
-                if line.strip():
-                    yield self._cut(parser, line, f"{path}:{number}", shard)
+            for number, line in enumerate(lines(path), 1):
+                if not line.strip():
+                    continue
+                if wanted(count):
+                    yield count, self._cut(parser, line, f"{path}:{number}", shard)
+                count += 1
 
     def _cut(self, parser: "_LineParser", line: bytes, where: str, shard: "_Shard | None") -> Cut:
         try:
@@ -116,7 +133,7 @@ class CheckedCuts:
             cut = cast(Cut, deserialize_item(fields))
             if not (math.isfinite(cut.duration) and cut.duration >= 0 and cut.start >= 0):
                 raise ValueError(f"start {cut.start} and duration {cut.duration} are no stretch of time")
-            if shard is not None:
+            if shard is not None and not (shard.absent and _has_own_sources(cut, tars)):
                 tars = [shard.source(cut)]
             if tars:
                 _fill_sources(cut, tars)
@@ -150,14 +167,14 @@ class _Refused(ValueError):
     """Something that could run code, reach the network or leave the folder."""
 
 
-def _manifests(path: Path) -> list[Path]:
+def manifests_of(path: Path) -> list[Path]:
     found = sorted(path.iterdir()) if path.is_dir() else [path]
     manifests = [p for p in found if p.name.endswith((".jsonl", ".jsonl.gz")) and not p.name.startswith(".")]
     # In a Shar folder the other .jsonl files are fields, not cuts.
     return [p for p in manifests if SHARD_NAME.match(p.name)] or manifests
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def lines(path: Path) -> Iterator[bytes]:
     """Lines of a manifest, none of them longer than `MAX_LINE_BYTES`, whatever a compressed file unfolds to."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
@@ -268,6 +285,13 @@ def _fill_sources(cut: Cut, sources: list[AudioSource]) -> None:
     cut.recording.sources = sources
 
 
+def _has_own_sources(cut: Cut, tars: list[AudioSource]) -> bool:
+    """Whether a cut names its recording by itself, as in a Shar folder that has no recordings, only what was made of them."""
+    recordings = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
+    sources = [s for r in recordings if getattr(r, "has_recording", False) for s in r.recording.sources]
+    return bool(tars) or all(source.type != "shar" for source in sources)
+
+
 class _Shard:
     """The recordings that belong to one `cuts.N.jsonl.gz` of a Shar folder, found by name in `recording.N.tar`.
 
@@ -279,6 +303,7 @@ class _Shard:
         self.tar = tar
         self.members: dict[str, Member] = {}
         self.problem = ""
+        self.absent = not tar.exists()
         try:
             for member in walk(tar):
                 if member.suffix not in (".json", ".nodata", ".nometa"):

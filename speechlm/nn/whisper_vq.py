@@ -9,11 +9,11 @@ from transformers import WhisperForConditionalGeneration
 
 from speechlm.nn.log_mel import Floor, LogMel
 from speechlm.nn.losses import linear_cross_entropy
-from speechlm.nn.masks import length_mask
 from speechlm.nn.quantizer import Quantized
 from speechlm.nn.whisper_decoder import WhisperTextDecoder
 from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC, Bottleneck, QuantizerFactory, WhisperVQEncoder
 from speechlm.nn.whisper_text import WhisperText
+from speechlm.nn.whisper_tokens import tokenize
 from speechlm.tokens.clock import Clock
 
 TEXT_TOKENS_PER_SEC = 10.0  # no speech is that fast: bounds a transcript that loops
@@ -68,32 +68,12 @@ class WhisperVQ(nn.Module):
         """Mean cross-entropy over the transcripts' ids, (B, L) labels."""
         return linear_cross_entropy(scored.outputs, self.decoder.embed_tokens.weight, labels)
 
-    @torch.no_grad()
     def tokenize(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveforms of any length to speech tokens.
+        """(B, N) waveforms of any length, (B,) samples -> (B, T) codes, -1 behind each end, and (B,) tokens.
 
         Recordings longer than Whisper sees (30 s) are cut into pieces of that length that know nothing of each other.
-
-        Args:
-            audio: (B, N) in [-1, 1].
-            audio_lens: (B,) samples.
-
-        Returns:
-            (B, T) codes, -1 behind each recording's end, and (B,) tokens.
         """
-        if self.encoder.quantizer is None:
-            raise ValueError("this model has no quantizer, so it has no speech tokens; set `quantizer` in the config")
-        if not self.encoder.quantizer.ready:
-            raise ValueError("the codebook has not been made from data yet; train past the quantizer's `init_updates`")
-        pieces, piece_lens, owner = self._pieces(audio, audio_lens)
-        x, lens = self.encoder.below(*self.log_mel(pieces, piece_lens))
-        codes = self.encoder.quantizer(x, length_mask(lens, x.shape[1])).codes
-        rows = [
-            torch.cat([codes[i, : lens[i]] for i in range(len(codes)) if owner[i] == b]) for b in range(len(audio_lens))
-        ]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1), lens.new_tensor(
-            [len(r) for r in rows]
-        )
+        return tokenize(self.log_mel, self.encoder, self.max_samples, audio, audio_lens)
 
     @torch.no_grad()
     def transcribe(
@@ -116,13 +96,3 @@ class WhisperVQ(nn.Module):
             for row, own in zip(rows, ids, strict=True):
                 texts[row] = self.text.decode(own)
         return texts
-
-    def _pieces(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Cut into pieces Whisper can see: (P, N') audio, (P,) samples, and which recording each came from."""
-        spans = [
-            (b, start, min(self.max_samples, length - start))
-            for b, length in enumerate(audio_lens.tolist())
-            for start in range(0, max(1, length), self.max_samples)
-        ]
-        pieces = nn.utils.rnn.pad_sequence([audio[b, start : start + n] for b, start, n in spans], batch_first=True)
-        return pieces, audio_lens.new_tensor([n for _, _, n in spans]), [b for b, _, _ in spans]
