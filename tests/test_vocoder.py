@@ -1,5 +1,7 @@
 """The vocoder stage: what it promises, exact resuming of both optimizers, accumulation, refusals."""
 
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -144,6 +147,40 @@ def test_two_small_batches_learn_what_one_large_one_learns(tmp_path: Path, monke
     for name, value in large.named_parameters():
         moved = (value - start.get_parameter(name)).abs().max()
         assert (value - small.get_parameter(name)).abs().max() <= 1e-3 * moved + 1e-9, name
+
+
+class HalfVoices(Voices):
+    """To each of two ranks its half of every batch of four."""
+
+    def train_dataloader(self) -> VoiceStream:
+        return VoiceStream(0, 4, lambda index, batch: halves(batch, self.trainer.global_rank == 0))
+
+
+def _train_on_rank(rank: int, port: int, folder: Path, settings: dict[str, Any]) -> None:
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    HiFT.excite = quiet(HiFT.excite)  # type: ignore[method-assign]
+    turns = "ddp_find_unused_parameters_true"
+    vocoder = fit(stage(**settings), folder / str(rank), 3, data=HalfVoices(), devices=2, strategy=turns)
+    torch.save(vocoder.state_dict(), folder / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sgd = AdamWSettings(lr=1e-3, weight_decay=0.0, decay="constant", eps=1.0)
+    settings = {"losses": VocoderLosses(relative=0.0), "optimizer": sgd, "discriminator_optimizer": sgd}
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    mp.spawn(_train_on_rank, (port, tmp_path, settings), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert same(dict(first), dict(second))
+    monkeypatch.setattr(HiFT, "excite", quiet(HiFT.excite))
+    one, start = fit(stage(**settings), tmp_path / "one", 3, data=Voices(4)).state_dict(), stage().state_dict()
+    assert all((one[n] - first[n]).abs().max() <= 1e-3 * (one[n] - start[n]).abs().max() + 1e-9 for n in one)
 
 
 def quiet(excite: Any) -> Any:
