@@ -1,0 +1,156 @@
+"""Continuous batching on any Hugging Face causal LM: a slot that ends is given the next prompt at once.
+
+A static batch waits for its longest member; spans of text have a Poisson number of words, so most of such a batch is waiting.
+Here the rows of every forward pass all have work. The output head is cut down to the ids that may be generated: of a vocabulary
+of 170,000, a tenth is computed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speechlm.engines.base import Finish, Generation, Prompt, Sampling, Target, check_prompt
+from speechlm.engines.sampling import choose
+from speechlm.engines.slot_cache import SlotCache
+from speechlm.tokens.keyed import key_of, uniform
+
+
+@dataclass
+class _Sequence:
+    """A prompt at work in a slot."""
+
+    prompt: Prompt
+    numbers: Tensor  # (max_new + 1,) one random number per id
+    new: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt.ids) + len(self.new)
+
+
+class HuggingFaceEngine:
+    """Generates with a causal LM in this process, on its device and in its precision.
+
+    With temperature 0 the ids are those of `transformers.generate` with the same ids allowed, up to the rounding of batched
+    arithmetic. With sampling, they are a function of the seed and the prompt's key, up to the same rounding.
+
+    Args:
+        model: any causal LM of transformers, in eval mode.
+        target: ids that may be generated.
+        slots: sequences at once.
+        max_length: positions of a sequence, prompt and all.
+    """
+
+    def __init__(self, model: Any, target: Target, slots: int = 64, max_length: int = 1024) -> None:
+        limit = getattr(model.config, "max_position_embeddings", max_length)
+        if max_length > limit:
+            raise ValueError(f"max_length {max_length} is beyond the {limit} positions of the model")
+        self.model, self.target, self.slots, self.max_length = model, target, slots, max_length
+        head: nn.Linear = model.get_output_embeddings()
+        self.vocab_size = model.get_input_embeddings().weight.shape[0]
+        columns = torch.tensor([*range(target.first, target.first + target.count), target.stop])
+        if int(columns.max()) >= len(head.weight):
+            raise ValueError(
+                f"the target's ids reach to {int(columns.max())}, the model's vocabulary has {len(head.weight)} ids; was the "
+                f"model extended by the same vocabulary?"
+            )
+        self._weight = head.weight.detach()[columns.to(head.weight.device)]
+        self._bias = None if head.bias is None else head.bias.detach()[columns.to(head.weight.device)]
+        self._cache = SlotCache(model.config, slots, max_length, self._weight.device, self._weight.dtype)
+
+    @torch.no_grad()
+    def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Generation]:
+        """See `Engine.generate`."""
+        waiting, working = iter(prompts), list[_Sequence]()
+        more = True
+        while more or working:
+            if more and self.slots - len(working) >= max(
+                1, self.slots // 8
+            ):  # a few at a time: filling has a price of its own
+                more = self._fill(waiting, working, sampling)
+                yield from self._finished(working)
+            if working:
+                self._step(working, sampling)
+                yield from self._finished(working)
+
+    def _fill(self, waiting: Iterator[Prompt], working: list[_Sequence], sampling: Sampling) -> bool:
+        """Give every free slot a prompt and draw its first id; False where there were not enough."""
+        fresh = []
+        for prompt in waiting:
+            check_prompt(prompt, self.vocab_size, self.max_length)
+            numbers = uniform(key_of("engine", sampling.seed, prompt.key), prompt.max_new + 1)
+            fresh.append(_Sequence(prompt, torch.from_numpy(numbers)))
+            if len(working) + len(fresh) == self.slots:
+                break
+        first = len(working)
+        working += fresh
+        if fresh:
+            self._begin(fresh, first, sampling)
+        return len(working) == self.slots
+
+    def _begin(self, fresh: list[_Sequence], first: int, sampling: Sampling) -> None:
+        lens = torch.tensor([sequence.length for sequence in fresh])
+        ids = torch.zeros(len(fresh), int(lens.max()), dtype=torch.long)
+        for row, sequence in enumerate(fresh):
+            ids[row, : sequence.length] = torch.tensor(sequence.prompt.ids)
+        size = ids.shape[1]
+        causal = torch.ones(size, size, dtype=torch.bool).tril().expand(len(fresh), 1, -1, -1)
+        self._cache.begin_fill(self._move(torch.arange(first, first + len(fresh))))
+        states = self._forward(ids, torch.arange(size).expand(len(fresh), -1), causal)
+        last = states[torch.arange(len(fresh)), self._move(lens - 1)]
+        self._draw(fresh, last, sampling)
+
+    def _step(self, working: list[_Sequence], sampling: Sampling) -> None:
+        """One more id for every slot in use."""
+        positions = torch.tensor([sequence.length - 1 for sequence in working])
+        ids = torch.tensor([[sequence.new[-1]] for sequence in working])
+        length = int(positions.max()) + 1
+        seen = torch.arange(length)[None] <= positions[:, None]
+        self._cache.begin_step(self._move(positions), length)
+        states = self._forward(ids, positions[:, None], seen[:, None, None])
+        self._draw(working, states[:, 0], sampling)
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """(n, L) ids -> (n, L, D) states before the head."""
+        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
+        return decoder(
+            input_ids=self._move(ids),
+            position_ids=self._move(positions),
+            attention_mask=self._move(mask),
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _draw(self, sequences: list[_Sequence], states: Tensor, sampling: Sampling) -> None:
+        logits = nn.functional.linear(states, self._weight, self._bias).float()
+        early = torch.tensor([len(sequence.new) < sequence.prompt.min_new for sequence in sequences])
+        logits[:, -1].masked_fill_(self._move(early), -torch.inf)
+        numbers = torch.stack([sequence.numbers[len(sequence.new)] for sequence in sequences])
+        columns = choose(logits, self._move(numbers), sampling).tolist()
+        for sequence, column in zip(sequences, columns, strict=True):
+            sequence.new.append(self.target.stop if column == self.target.count else self.target.first + column)
+
+    def _finished(self, working: list[_Sequence]) -> Iterator[Generation]:
+        """Take what has ended out of its slot, and close the gap with the last slot."""
+        for slot in reversed(range(len(working))):
+            sequence = working[slot]
+            finish = self._finish(sequence)
+            if finish is None:
+                continue
+            last = working.pop()
+            if last is not sequence:
+                self._cache.move(len(working), slot, last.length)
+                working[slot] = last
+            ids = sequence.new[:-1] if finish == "stop" else sequence.new
+            yield Generation(sequence.prompt.key, tuple(ids), finish)
+
+    def _finish(self, sequence: _Sequence) -> Finish | None:
+        if sequence.new[-1] == self.target.stop:
+            return "stop"
+        return "length" if len(sequence.new) >= sequence.prompt.max_new else None
+
+    def _move(self, x: Tensor) -> Tensor:
+        return x.to(self._weight.device)
