@@ -1,6 +1,6 @@
 """Packed rows in, `RowBatch`es out: memory-mapped, in this process, in an order that is a function of seed and step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.ahead import Ahead
+from datamodules.background import in_background
 from datamodules.mixture import Anneal, Lesson, RowSource, phases
 from datamodules.resume import position
 from speechlm.batch import RowBatch
@@ -66,23 +66,35 @@ def batch_of(places: list[tuple[RowFile, int]], count: int, row_len: int) -> Row
     for file, index in places:
         file.will_need(index)
     ids = np.zeros((count, row_len), np.int64)
-    loss_mask = np.zeros((count, row_len), bool)
-    doc_ids = np.full((count, row_len), -1, np.int32)
+    ends, spans = [], []
     for i, (file, index) in enumerate(places):
         row = file.row(index)
         ids[i] = row.ids
-        begin = 0
-        for number, end in enumerate(row.document_ends.tolist()):
-            doc_ids[i, begin:end] = number
-            begin = end
-        for begin, end in row.loss_spans.tolist():
-            loss_mask[i, begin:end] = True
+        ends.append(row.document_ends)
+        spans.append(row.loss_spans)
     return RowBatch(
         torch.from_numpy(ids),
-        torch.from_numpy(loss_mask),
-        torch.from_numpy(doc_ids),
+        torch.from_numpy(_inside(spans, count, row_len)),
+        torch.from_numpy(_numbered(ends, count, row_len)),
         torch.zeros(count, dtype=torch.int64),
     )
+
+
+def _inside(spans: list[np.ndarray], count: int, row_len: int) -> np.ndarray:
+    """(count, row_len) bool, True inside the spans of each row: stretches of False and True in turns."""
+    shifted = [row.astype(np.int64) + i * row_len for i, row in enumerate(spans)]
+    edges = np.concatenate([[0], *(row.reshape(-1) for row in shifted), [count * row_len]])
+    values = np.arange(len(edges) - 1) % 2 == 1
+    return np.repeat(values, np.diff(edges)).reshape(count, row_len)
+
+
+def _numbered(ends: list[np.ndarray], count: int, row_len: int) -> np.ndarray:
+    """(count, row_len) int32, the number of each position's document in its row, -1 behind the last of them."""
+    none = np.zeros(0, np.int64)
+    padded = [np.append(ends[i] if i < len(ends) else none, row_len) + i * row_len for i in range(count)]
+    numbers = [np.append(np.arange(len(row) - 1, dtype=np.int32), np.int32(-1)) for row in padded]
+    lengths = np.diff(np.concatenate(padded), prepend=0)
+    return np.repeat(np.concatenate(numbers), lengths).reshape(count, row_len)
 
 
 def shortened(batch: RowBatch, seq_len: int) -> RowBatch:
@@ -170,15 +182,15 @@ class RowsDataModule(L.LightningDataModule):
         for folder in [*self.stream.folders, *(RowFolder(path, self.verify) for path in self.val.values())]:
             self._check_folder(folder, vocab)
 
-    def train_dataloader(self) -> Ahead[RowBatch]:
+    def train_dataloader(self) -> "RowLoader":
         self._check_step_rows()
         if self.trainer:
             position(self.trainer)  # mends the counters of a resumed run, which `_batches_done` reads
             self._recount()
-        return Ahead(self._train_batches, self.prefetch)
+        return RowLoader(self._train_batches, self.prefetch)
 
-    def val_dataloader(self) -> list[Ahead[RowBatch]]:
-        return [Ahead(partial(self._val_batches, name, path), 0) for name, path in self.val.items()]
+    def val_dataloader(self) -> "list[RowLoader]":
+        return [RowLoader(partial(self._val_batches, name, path), 0) for name, path in self.val.items()]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what it is made of."""
@@ -322,3 +334,18 @@ class RowsDataModule(L.LightningDataModule):
             batch = batch_of(places, self.batch_rows, folder.row_len)
             batch.sources, batch.languages = [name], [folder.index["language"] or ""]
             yield batch
+
+
+class RowLoader:
+    """Batches; the same and in the same order, whether a side thread reads them ahead or not.
+
+    Args:
+        batches: called whenever iteration begins, gives batches from where training stands then.
+        prefetch: batches read ahead; 0 reads them in the caller's thread.
+    """
+
+    def __init__(self, batches: Callable[[], Iterator[RowBatch]], prefetch: int = 0) -> None:
+        self.batches, self.prefetch = batches, prefetch
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        return in_background(self.batches(), self.prefetch) if self.prefetch else self.batches()

@@ -1,6 +1,5 @@
 """The stream of rows: the same for every world size, resumed exactly, mixed as the config says."""
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.ahead import Ahead
 from datamodules.mixture import Anneal, Lesson, RowSource, shares
 from datamodules.rows import RowsDataModule
 from speechlm.batch import RowBatch
@@ -292,34 +290,6 @@ def test_rows_of_different_lengths_do_not_mix(folders: dict[str, str], tmp_path:
     longer = str(write_folder(tmp_path / "longer", [2], row_len=32))
     with pytest.raises(ValueError, match=r"rows of one length, got {'text': 16, 'longer': 32}"):
         module(folders, train=[RowSource(folders["text"], weight=0.5), RowSource(longer, weight=0.5)]).setup()
-
-
-def test_reading_ahead_changes_nothing_ends_with_the_reader_and_hands_on_what_goes_wrong():
-    assert list(Ahead(lambda: iter(range(50)), 3)) == list(range(50)) == list(Ahead(lambda: iter(range(50)), 0))
-    made = []
-
-    def endless():
-        number = 0
-        while True:
-            made.append(number)
-            yield number
-            number += 1
-
-    reader = iter(Ahead(endless, 2))
-    assert [next(reader), next(reader)] == [0, 1]
-    reader.close()
-    count = len(made)
-    time.sleep(0.3)
-    assert count == len(made) <= 6
-
-    def failing():
-        yield 1
-        raise ValueError("bad row")
-
-    reader = iter(Ahead(failing, 2))
-    assert next(reader) == 1
-    with pytest.raises(ValueError, match="bad row"):
-        next(reader)
 
 
 def test_the_mask_and_ids_are_the_files_in_every_row(folders: dict[str, str]):

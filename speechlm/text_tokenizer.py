@@ -1,0 +1,81 @@
+"""Text to text-tokenizer ids, such that nothing in a text can become a control token."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+
+class TextTokenizer:
+    """A Hugging Face tokenizer, for text of strangers.
+
+    A tokenizer reads the names of its special and added tokens, such as ``<|endoftext|>``, wherever a text has them, and gives
+    the token's id. Here they are only text: a text is cut inside of every such name before it is encoded, so the ids are those of
+    the name's letters. No code of a model's folder is run.
+
+    Args:
+        path: folder with a tokenizer.json, or a name on the hub.
+
+    Raises:
+        ValueError: there is no tokenizer.json.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ValueError(f"{path} has no tokenizer.json, only a slow tokenizer; convert it with transformers first")
+        self.backend = tokenizer.backend_tokenizer
+        self.size = len(tokenizer)  # of its id space, added tokens included; a model's embedding may have more rows
+        self.end: int | None = tokenizer.eos_token_id
+        added = {
+            token.content: i for i, token in tokenizer.added_tokens_decoder.items() if len(token.content.strip()) > 1
+        }
+        self.specials: dict[str, int] = dict(sorted(added.items()))
+        self._special_ids = np.array(sorted(added.values()), np.int64)
+        longest_first = sorted(added, key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, longest_first))) if added else None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell this tokenizer from every other; what `Vocab.text_tokenizer` holds."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Texts to (L,) int64 ids each, without any token that the tokenizer would put around them.
+
+        Characters that no text has (lone surrogates) become U+FFFD.
+
+        Raises:
+            ValueError: a text still gave a special token, as one may that becomes a name only by the tokenizer's normalisation.
+        """
+        pieces = [self._cut(_mended(text)) for text in texts]
+        encoded = self.backend.encode_batch([piece for cut in pieces for piece in cut], add_special_tokens=False)
+        ids = iter(encoded)
+        made = [np.concatenate([np.array(next(ids).ids, np.int64) for _ in cut]) for cut in pieces]
+        for text, one in zip(texts, made, strict=True):
+            special = one[np.isin(one, self._special_ids)]
+            if len(special):
+                raise ValueError(f"a text gives the special token {int(special[0])}: {text[:80]!r}")
+        return made
+
+    def _cut(self, text: str) -> list[str]:
+        """The text in pieces, none of which has a special token's name in it."""
+        pieces, begin = [], 0
+        found = self._names.search(text) if self._names else None
+        while found and self._names:
+            pieces.append(text[begin : found.start() + 1])
+            begin = found.start() + 1
+            found = self._names.search(text, begin)
+        return [*pieces, text[begin:]]
+
+
+def _mended(text: str) -> str:
+    """The text, without lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
