@@ -220,6 +220,17 @@ def test_pitch_is_that_of_each_frames_middle(method: str):
     assert not pitch[(middle > 0.6) & (middle < 0.9)].any()
 
 
+def test_pitch_that_rises_is_dated_to_the_frames_middle():
+    time = np.arange(int(0.6 * 22_050)) / 22_050
+    cycles = 120.0 * time + 0.5 * 600.0 * time**2  # 120 Hz, and 600 Hz a second more
+    audio = sum(0.3 / k * np.sin(2 * np.pi * k * cycles) for k in range(1, 9))
+    pitch = pitch_of(audio.astype(np.float32), CLOCK)  # type: ignore[union-attr]
+    middle = (np.arange(len(pitch)) + 0.5) * 256 / 22_050
+    inside = (middle > 0.15) & (middle < 0.45)
+    late_sec = np.mean(120.0 + 600.0 * middle - pitch, where=inside) / 600.0
+    assert abs(late_sec) < 0.0015  # an eighth of a frame
+
+
 def test_pitch_of_silence_and_of_nearly_nothing_is_none():
     assert not pitch_of(np.zeros(4096, np.float32), CLOCK).any()
     assert pitch_of(np.zeros(1, np.float32), CLOCK).shape == (1,)

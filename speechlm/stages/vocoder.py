@@ -89,7 +89,7 @@ class Vocoder(L.LightningModule):
         self.mel = MelSpectrogram(rate, generator.num_mels, hop_samples=hop)
         self.full_mel = MelSpectrogram(rate, generator.num_mels, hop_samples=hop, max_hz=None)
         self._window: list[ResynthesisBatch] = []
-        self._skipped = 0
+        self._skipped = self._skipped_ever = 0
         self._check_settings()
         self.generator_optimizer.freeze(generator)
         self.train()  # transformers hands its modules over in eval mode
@@ -232,6 +232,8 @@ class Vocoder(L.LightningModule):
 
     def _skip(self, norm: Tensor) -> bool:
         self._skipped += 1
+        self._skipped_ever += 1
+        self.log("train/steps_skipped", float(self._skipped_ever))
         log.warning("step %d was skipped: its gradient's norm is %s", self.global_step, norm.item())
         if self._skipped > MAX_SKIPPED:
             raise RuntimeError(
