@@ -150,30 +150,35 @@ class Vocoder(L.LightningModule):
             return
         window, self._window = self._window, []
         generator, judges = cast(list[Any], self.optimizers(use_pl_optimizer=True))
-        if self._descend(judges.optimizer, self.discriminator, self._judge(window)):
+        # Where it is one batch, its graph is kept for the generator's turn; of several, the memory would not be there.
+        spoken = [self._spoken(window[0], 0)] if len(window) == 1 else []
+        if self._descend(judges.optimizer, self.discriminator, self._judge(window, spoken)):
             # Only the generator's step goes through Lightning's optimizer, which counts it.
-            self._descend(generator, self.generator, self._speak(window))
+            self._descend(generator, self.generator, self._speak(window, spoken))
         for schedule in cast(list[Any], self.lr_schedulers()):
             schedule.step()
 
-    def _judge(self, window: list[ResynthesisBatch]) -> Iterator[Tensor]:
+    def _judge(self, window: list[ResynthesisBatch], spoken: list[Spoken]) -> Iterator[Tensor]:
         """The judges' loss on each batch."""
         for i, batch in enumerate(window):
             with torch.no_grad():
-                made = self._spoken(batch, i).audio
-            real, fake = self._judgements(batch.audio, made)
+                made = (spoken[i] if spoken else self._spoken(batch, i)).audio.detach()
+            real, fake = self._told_apart(batch.audio[:, : made.shape[1]], made)
             losses = {"judging": judging_loss(real, fake)}
             if self.losses.relative:
                 losses["judging_relative"] = self.losses.relative * relative_loss(real, fake)
             yield self._total(losses, "loss_judges", len(batch)) / len(window)
 
-    def _speak(self, window: list[ResynthesisBatch]) -> Iterator[Tensor]:
+    def _speak(self, window: list[ResynthesisBatch], spoken: list[Spoken]) -> Iterator[Tensor]:
         """The generator's loss on each batch."""
+        assert self.discriminator is not None
         for i, batch in enumerate(window):
-            spoken = self._spoken(batch, i)
+            made = spoken[i] if spoken else self._spoken(batch, i)
+            with torch.no_grad():
+                real = self.discriminator(batch.audio[:, : made.audio.shape[1]])
             with _still(self.discriminator):
-                real, fake = self._judgements(batch.audio, spoken.audio)
-            yield self._total(self._terms(batch, spoken, real, fake), "loss", len(batch)) / len(window)
+                fake = self.discriminator(made.audio)
+            yield self._total(self._terms(batch, made, real, fake), "loss", len(batch)) / len(window)
 
     def _terms(
         self, batch: ResynthesisBatch, spoken: Spoken, real: list[Judgement], fake: list[Judgement]
@@ -199,13 +204,12 @@ class Vocoder(L.LightningModule):
         seeds = torch.arange(len(batch), device=mel.device) + (self.seed * 1_000_003 + place) * 65_536
         return self.generator(mel, None, seeds, given)
 
-    def _judgements(self, real: Tensor, made: Tensor) -> tuple[list[Judgement], list[Judgement]]:
+    def _told_apart(self, real: Tensor, made: Tensor) -> tuple[list[Judgement], list[Judgement]]:
         """What the judges say of real and made waveforms, heard in one batch."""
         assert self.discriminator is not None
-        both = self.discriminator(torch.cat([real[:, : made.shape[1]], made]))
+        both = self.discriminator(torch.cat([real, made]))
         size = len(real)
-        halves = [(Judgement(j.scores[:size], [f[:size] for f in j.features]), _rest(j, size)) for j in both]
-        return [first for first, _ in halves], [second for _, second in halves]
+        return [_rows(j, slice(size)) for j in both], [_rows(j, slice(size, None)) for j in both]
 
     def _true_pitch(self, batch: ResynthesisBatch, frames: int) -> Tensor:
         if batch.f0 is None:
@@ -304,8 +308,9 @@ class Vocoder(L.LightningModule):
             )
 
 
-def _rest(judgement: Judgement, size: int) -> Judgement:
-    return Judgement(judgement.scores[size:], [feature[size:] for feature in judgement.features])
+def _rows(judgement: Judgement, rows: slice) -> Judgement:
+    """Of some recordings of a batch."""
+    return Judgement(judgement.scores[rows], [feature[rows] for feature in judgement.features])
 
 
 @contextmanager
