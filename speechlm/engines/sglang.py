@@ -1,9 +1,9 @@
 """SGLang servers over HTTP: many replicas, requests in groups, a bounded queue, and only what is unfinished sent again.
 
-The protocol is that of SGLang 0.5's native `/generate`. Two of its habits shape this file: an input id outside the vocabulary ends
-the whole server, and an unknown sampling parameter is a server error; so prompts are checked before they are sent. The server
-draws from the model's whole vocabulary (restricting it would need code sent as a pickle), so what comes back is checked too: a
-generation with an id that is not of the target is "invalid", and its ids are dropped.
+The protocol is that of SGLang 0.5's native `/generate`. Two of its habits shape this file: an input id outside the vocabulary
+ends the whole server, and an unknown sampling parameter is a server error; so prompts are checked before they are sent. The
+server draws from the model's whole vocabulary (restricting it would need code sent as a pickle), so what comes back is checked
+too: a generation with an id that is not of the target is "invalid", and its ids are dropped.
 
 Start a server for it (loopback, a key, no tokenizer needed):
 

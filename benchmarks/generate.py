@@ -1,0 +1,146 @@
+"""Tokens per second of the engines against `transformers.generate` in static batches, in one run.
+
+    python benchmarks/generate.py [--prompts 256] [--batch 32] [--layers 12] [--device cpu] [--dtype float32]
+
+A model of SmolLM2-135M's width with random weights and a vocabulary with 16,384 speech ids; prompts of text-to-token length and
+numbers of new ids as spans of a Poisson number of words have them (mean 10 words, about 38 ids). Greedy on both sides. The usual
+loop generates a batch until its longest member is done, with the same ids allowed (a bias on all others), and throws away what
+is beyond each member's own length; both sides are credited with the ids that were asked for, and must give the same ones.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+from speechlm.engines.base import Prompt, Sampling, Target
+from speechlm.engines.hugging_face import HuggingFaceEngine
+
+TEXT, SPEECH = 49_152, 16_384
+TARGET = Target(first=TEXT, count=SPEECH, stop=TEXT + SPEECH)
+IDS_PER_WORD = 3.8
+
+
+class Only(LogitsProcessor):
+    """Nothing but the target's ids."""
+
+    def __init__(self, device: str) -> None:
+        self.bias = torch.full((TEXT + SPEECH + 8,), -torch.inf, device=device)
+        self.bias[TARGET.first : TARGET.first + TARGET.count] = self.bias[TARGET.stop] = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores + self.bias.to(scores)
+
+
+def model_of(layers: int, device: str, dtype: str) -> LlamaForCausalLM:
+    """SmolLM2-135M's shape, `layers` of its 30 layers."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=TEXT + SPEECH + 8,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).to(device, getattr(torch, dtype)).eval()
+
+
+def prompts_of(count: int) -> list[Prompt]:
+    """Spans of Poisson(10) words, about 1.3 ids each, and 3.8 speech ids for each."""
+    draw = np.random.default_rng(0)
+    words = np.maximum(1, draw.poisson(10, count))
+    return [
+        Prompt(
+            str(n),
+            tuple(draw.integers(0, TEXT, max(2, int(w * 1.3))).tolist()),
+            max_new=max(1, round(w * IDS_PER_WORD)),
+        )
+        for n, w in enumerate(words)
+    ]
+
+
+def continuous(model: LlamaForCausalLM, prompts: list[Prompt], batch: int) -> dict[str, tuple[int, ...]]:
+    """Ours."""
+    engine = HuggingFaceEngine(model, TARGET, slots=batch, max_length=256)
+    return {one.key: one.ids for one in engine.generate(prompts, Sampling(temperature=0))}
+
+
+@torch.no_grad()
+def static(model: LlamaForCausalLM, prompts: list[Prompt], batch: int) -> dict[str, tuple[int, ...]]:
+    """The usual loop."""
+    found = {}
+    only = LogitsProcessorList([Only(str(model.device))])
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        size = max(len(prompt.ids) for prompt in part)
+        ids = torch.tensor([[0] * (size - len(prompt.ids)) + list(prompt.ids) for prompt in part], device=model.device)
+        real = torch.tensor([[0] * (size - len(p.ids)) + [1] * len(p.ids) for p in part], device=model.device)
+        longest = max(prompt.max_new for prompt in part)
+        out = model.generate(
+            ids, attention_mask=real, logits_processor=only, do_sample=False, max_new_tokens=longest,
+            eos_token_id=TARGET.stop, pad_token_id=0,
+        )[:, size:].tolist()  # fmt: skip
+        for prompt, new in zip(part, out, strict=True):
+            new = new[: prompt.max_new]
+            found[prompt.key] = tuple(new[: new.index(TARGET.stop)] if TARGET.stop in new else new)
+    return found
+
+
+def timed(run: Callable[[], dict[str, tuple[int, ...]]]) -> tuple[float, dict[str, tuple[int, ...]]]:
+    """Seconds and result."""
+    start = time.perf_counter()
+    found = run()
+    return time.perf_counter() - start, found
+
+
+def main() -> None:
+    """Run both sides in turns and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    model, prompts = model_of(options.layers, options.device, options.dtype), prompts_of(options.prompts)
+    asked = sum(prompt.max_new for prompt in prompts)
+    seconds: dict[str, list[float]] = {"static": [], "continuous": []}
+    same = 0.0
+    for _ in range(options.rounds):
+        theirs_sec, theirs = timed(lambda: static(model, prompts, options.batch))
+        ours_sec, ours = timed(lambda: continuous(model, prompts, options.batch))
+        seconds["static"].append(theirs_sec)
+        seconds["continuous"].append(ours_sec)
+        same = sum(ours[key] == theirs[key] for key in theirs) / len(theirs)
+    rates = {name: asked / min(all_of) for name, all_of in seconds.items()}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    print(
+        json.dumps(
+            {
+                **vars(options),
+                "commit": commit.stdout.strip(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "tokens": asked,
+                "static tokens/s": round(rates["static"], 1),
+                "continuous tokens/s": round(rates["continuous"], 1),
+                "ratio": round(rates["continuous"] / rates["static"], 2),
+                "prompts with equal ids": round(same, 4),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
