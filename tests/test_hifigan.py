@@ -9,6 +9,8 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from speechlm.nn.hifigan import HifiGan
 from speechlm.nn.weight_norm import published_names
+from speechlm.stages.vocoder import Vocoder
+from speechlm.tokens.clock import Clock
 
 SHAPE = {
     "model_in_dim": 8,
@@ -74,6 +76,18 @@ def test_batches_and_streams_change_nothing(folder: Path):
     pieces = [stream.push(piece, last=i == 4) for i, piece in enumerate(mel.split(20, dim=2))]
     assert pieces[1].shape == (3, 20 * 16)
     assert torch.allclose(torch.cat(pieces, 1), hifigan(mel).audio, atol=1e-5)
+
+
+def test_it_is_a_vocoder_like_any_other(folder: Path):
+    vocoder = Vocoder(Clock(sample_rate_hz=22_050, hop_samples=16), HifiGan(str(folder)))
+    mel = torch.randn(1, 8, 70)
+    whole = vocoder.decode(mel)
+    stream = vocoder.stream()
+    assert torch.allclose(
+        torch.cat([stream.push(mel[:, :, :50]), stream.push(mel[:, :, 50:], True)], 1), whole, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="with 16"):
+        Vocoder(Clock(sample_rate_hz=22_050, hop_samples=256), HifiGan(str(folder)))
 
 
 def test_other_files_are_refused(tmp_path: Path):

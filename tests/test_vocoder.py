@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+import yaml
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from datamodules.resume import position
 from speechlm.batch import ResynthesisBatch
+from speechlm.fit import main as fit_main
+from speechlm.load import load_stage
 from speechlm.nn.discriminators import Jury
 from speechlm.nn.generator import Spoken
 from speechlm.nn.hift import HiFT
+from speechlm.nn.hift_released import read_hift, write_hift
 from speechlm.stages.optim import AdamWSettings
 from speechlm.stages.vocoder import Vocoder, VocoderLosses
 from speechlm.tokens.clock import Clock
@@ -316,3 +320,28 @@ def test_a_generator_that_hears_no_pitch_learns_without(tmp_path: Path, monkeypa
     speak = HiFT.forward
     monkeypatch.setattr(HiFT, "forward", lambda *a, **k: Spoken(speak(*a, **k).audio, None))
     assert fit(stage(), tmp_path, 1).trainer.global_step == 1
+
+
+# -- from a config -----------------------------------------------------------------------------------------------------
+
+
+def test_released_weights_are_tuned_and_a_run_is_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    config = yaml.safe_load((root / "configs" / "vocoder" / "tiny" / "paper.yaml").read_text())
+    weights = str(root / "tests" / "golden" / "glm4voice_hift" / "hift.safetensors")
+    released = {"class_path": "speechlm.nn.hift_released.read_hift", "init_args": {"path": weights}}
+    config["model"]["init_args"]["generator"] = released
+    config["trainer"] |= {"limit_val_batches": 0, "max_steps": 1}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    fit_main(["--config", str(tmp_path / "run.yaml"), "--runs_dir", str(tmp_path)])
+    loaded = load_stage(tmp_path / "tiny_vocoder_paper")
+    assert isinstance(loaded, Vocoder)
+    moved = [
+        (a - b).abs().max() for a, b in zip(read_hift(weights).parameters(), loaded.generator.parameters(), strict=True)
+    ]
+    assert 0 < max(moved) < 1e-2  # one step away from the released weights
+    write_hift(loaded.generator, tmp_path / "hift.pt")
+    mel = torch.randn(1, 16, 9)
+    with torch.no_grad():
+        assert torch.equal(read_hift(tmp_path / "hift.pt")(mel).audio, loaded.decode(mel))
