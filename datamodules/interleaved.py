@@ -1,0 +1,147 @@
+"""Interleaved documents on disk: text ids and speech codes in turns, a shard a file.
+
+A shard is a safetensors file of five flat tensors, and is made whole or not at all:
+
+    values     (N,) uint32   text-tokenizer ids and speech codes, part after part
+    part_ends  (P,) int64    in `values`, behind each part
+    speech     (P,) bool     whether a part is speech
+    doc_ends   (D,) int64    in parts, behind each document
+    names      (B,) uint8    the documents' ids in UTF-8, each followed by a zero byte
+
+Its metadata names both tokenizers, as `Vocab` does, and the CRC-32 of the tensors.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from speechlm.files import write_bytes_atomic
+
+FORMAT = "speechlm interleaved 1"
+TENSORS = {"values": np.uint32, "part_ends": np.int64, "speech": np.bool_, "doc_ends": np.int64, "names": np.uint8}
+
+
+class Interleaved(NamedTuple):
+    """A document in parts."""
+
+    id: str
+    parts: list[tuple[str, np.ndarray]]  # ("text", ids of the text tokenizer) or ("speech", codes)
+
+
+@dataclass(frozen=True)
+class Making:
+    """What the ids and codes of a shard mean.
+
+    Args:
+        text_tokenizer: as in `Vocab`.
+        speech_tokenizer: as in `Vocab`.
+        token_rate_hz: speech tokens per second.
+        provenance: more, for people: model, seed, sampling.
+    """
+
+    text_tokenizer: str
+    speech_tokenizer: str
+    token_rate_hz: float
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+def write_interleaved(path: str | Path, documents: Iterable[Interleaved], making: Making) -> int:
+    """Write a shard.
+
+    Returns:
+        The number of documents.
+
+    Raises:
+        ValueError: a part is neither text nor speech, or an id has a zero byte.
+    """
+    values: list[np.ndarray] = []
+    kinds: list[bool] = []
+    doc_ends: list[int] = []
+    names = bytearray()
+    for document in documents:
+        for kind, ids in document.parts:
+            if kind not in ("text", "speech") or "\0" in document.id:
+                raise ValueError(
+                    f"document {document.id!r}: a part is 'text' or 'speech', an id has no zero byte, got {kind!r}"
+                )
+            values.append(np.asarray(ids))
+            kinds.append(kind == "speech")
+        doc_ends.append(len(kinds))
+        names += document.id.encode("utf-8", "replace") + b"\0"
+    tensors = {
+        "values": np.concatenate(values) if values else np.zeros(0),
+        "part_ends": np.cumsum([len(one) for one in values]),
+        "speech": np.array(kinds),
+        "doc_ends": np.array(doc_ends),
+        "names": np.frombuffer(bytes(names), np.uint8),
+    }
+    typed: dict[str, np.ndarray] = {name: np.ascontiguousarray(tensors[name].astype(dtype)) for name, dtype in TENSORS.items()}
+    about = {"format": FORMAT, "text_tokenizer": making.text_tokenizer, "speech_tokenizer": making.speech_tokenizer}
+    about |= {"token_rate_hz": repr(making.token_rate_hz), "crc32": str(_crc(typed))}
+    about |= {f"provenance/{name}": value for name, value in making.provenance.items()}
+    write_bytes_atomic(path, save(typed, about))
+    return len(doc_ends)
+
+
+def read_making(path: str | Path) -> Making:
+    """What a shard's ids mean; nothing else of it is read.
+
+    Raises:
+        ValueError: the file is no shard.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise _no_shard(path, str(error)) from None
+    if about.get("format") != FORMAT:
+        raise _no_shard(path, f"its format is {about.get('format')!r}")
+    provenance = {n.removeprefix("provenance/"): v for n, v in about.items() if n.startswith("provenance/")}
+    return Making(about["text_tokenizer"], about["speech_tokenizer"], float(about["token_rate_hz"]), provenance)
+
+
+def read_interleaved(path: str | Path) -> Iterator[Interleaved]:
+    """Documents of a shard, in order, once all of its bytes are found to be what was written.
+
+    Raises:
+        ValueError: the file is cut short or damaged, or no shard.
+    """
+    read_making(path)
+    try:
+        with safe_open(path, "np") as file:
+            tensors = {name: file.get_tensor(name) for name in TENSORS}
+            crc = int((file.metadata() or {})["crc32"])
+    except (SafetensorError, KeyError) as error:
+        raise _no_shard(path, str(error)) from None
+    if _crc(tensors) != crc:
+        raise _no_shard(path, "it is not what was written")
+    starts = np.concatenate([[0], tensors["part_ends"]])
+    names = tensors["names"].tobytes().decode("utf-8").split("\0")
+    first = 0
+    for name, last in zip(names, tensors["doc_ends"].tolist(), strict=False):
+        parts = [
+            (
+                "speech" if tensors["speech"][i] else "text",
+                tensors["values"][starts[i] : starts[i + 1]].astype(np.int64),
+            )
+            for i in range(first, last)
+        ]
+        yield Interleaved(name, parts)
+        first = last
+
+
+def _crc(tensors: dict[str, np.ndarray]) -> int:
+    crc = 0
+    for name in TENSORS:
+        crc = zlib.crc32(tensors[name].tobytes(), crc)
+    return crc
+
+
+def _no_shard(path: str | Path, why: str) -> ValueError:
+    return ValueError(f"{path} is cut short, damaged or no shard of interleaved documents: {why}; make it again")

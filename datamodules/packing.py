@@ -1,0 +1,360 @@
+"""Corpora to rows: one folder for each source, made file by file by any number of processes, each file whole or not at all."""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from datamodules.documents import Raw, Unusable, files_of, read_documents
+from datamodules.interleaved import read_making
+from datamodules.sealed import read_sealed, seal_of, write_sealed
+from datamodules.token_folder import TokenFolder
+from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.filling import RowFiller
+from speechlm.tokens.rows import SUFFIX, RowFile, index_of, row_writer, write_index
+from speechlm.tokens.templates import NEEDS, TEMPLATES, Kind, Template, Writer, Written
+from speechlm.tokens.vocab import Vocab
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+PLAN = "pack.json"
+ENCODED_AT_ONCE = 256  # documents
+EXAMPLES = 20  # documents not used that are named in a file's header
+
+
+@dataclass(frozen=True)
+class PackSource:
+    """A corpus of one kind.
+
+    Args:
+        paths: files, or folders that are searched through: for text .jsonl, .jsonl.gz, .jsonl.zst and .parquet; for speech, asr
+            and tts what `speechlm.tokenize` wrote, or manifests of cuts with `speech_tokens`; for interleaved what
+            `datamodules.interleaved` wrote, or .jsonl.
+        kind: text, speech, asr, tts or interleaved.
+        template: how a document is written; None is the kind's own.
+        boundaries: put control tokens around the speech of interleaved documents.
+        language: code such as "en".
+        text_field: name of the text in .jsonl and .parquet.
+        id_field: name of the document's id there.
+        token_rate_hz: speech tokens per second, where the files themselves do not say.
+    """
+
+    paths: list[str]
+    kind: Kind
+    template: Template | None = None
+    boundaries: bool = True
+    language: str = ""
+    text_field: str = "text"
+    id_field: str = "id"
+    token_rate_hz: float | None = None
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How rows are made.
+
+    Args:
+        row_len: ids of a row.
+        window_tokens: ids that a process holds to choose from, 4 bytes each.
+        unit_mb: megabytes of a source's files that make one file of rows: what is lost when a process is killed.
+        max_skip_rate: share of documents that can not be used above which a process stops, once `min_skip_count` are.
+        min_skip_count: see `max_skip_rate`.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    row_len: int = 8192
+    window_tokens: int = 2**25
+    unit_mb: float = 1024.0
+    max_skip_rate: float = 0.01
+    min_skip_count: int = 100
+
+    def __post_init__(self) -> None:
+        if self.row_len < 2 or self.window_tokens < self.row_len or self.unit_mb <= 0 or self.min_skip_count < 1:
+            raise ValueError(
+                f"row_len >= 2, window_tokens >= row_len, unit_mb > 0 and min_skip_count >= 1 must hold, got {self}"
+            )
+        if not 0 <= self.max_skip_rate <= 1:
+            raise ValueError(f"max_skip_rate is a share from 0 to 1, got {self.max_skip_rate}")
+
+
+class Watcher(Protocol):
+    """Who wants to know how far it is."""
+
+    def made(self, documents: int, ids: int) -> None:
+        """So many more documents were read, of so many ids."""
+        ...
+
+    def read(self, num_bytes: int) -> None:
+        """So many more bytes of the corpus are done with."""
+        ...
+
+
+@dataclass
+class PackJob:
+    """One source on its way into one folder of rows.
+
+    Args:
+        name: of the source.
+        source: the corpus.
+        settings: how rows are made.
+        vocab: of the rows.
+        tokenizer: of text.
+        folder: where the rows go.
+
+    Raises:
+        FileNotFoundError: a path of the source is not there.
+        ValueError: files, template or tokens do not fit, or the folder was begun with something else.
+    """
+
+    name: str
+    source: PackSource
+    settings: PackSettings
+    vocab: Vocab
+    tokenizer: TextTokenizer
+    folder: Path
+    units: list[list[Path]] = field(init=False)
+    seal: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        files = files_of(self.source.paths, self.source.kind)
+        self.token_rate_hz = token_rate(self.source, files, self.vocab)
+        self.units = list(group(files, self.settings.unit_mb * 1e6))
+        self.writer = Writer(
+            self.source.kind,
+            self.source.template,
+            self.vocab,
+            lambda text: self.tokenizer.encode([text])[0].tolist(),
+            self.tokenizer.specials,
+            self.tokenizer.end,
+            self.source.boundaries,
+        )
+        self._begin(self._plan(files))
+
+    def path(self, unit: int) -> Path:
+        """File of rows of a unit."""
+        return self.folder / f"{unit:05d}{SUFFIX}"
+
+    def is_done(self, unit: int) -> bool:
+        """Whether a unit's rows are there, whole and made as they would be made now."""
+        try:
+            return RowFile(self.path(unit)).header.get("made_with") == self.seal
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def make(self, unit: int, watcher: Watcher) -> None:
+        """Write the rows of a unit.
+
+        Raises:
+            RuntimeError: too many documents can not be used.
+            ValueError: a file is cut short or damaged.
+        """
+        skips = Skipped(self.settings, self.name)
+        about: dict[str, Any] = {
+            "source": self.name,
+            "kind": self.source.kind,
+            "language": self.source.language,
+            "token_rate_hz": self.token_rate_hz,
+            "made_with": self.seal,
+            "made_of": [str(file) for file in self.units[unit]],
+        }
+        with row_writer(self.path(unit), self.settings.row_len, self.vocab.hash, len(self.vocab), about) as writer:
+            filler = RowFiller(writer, self.vocab, self.settings.window_tokens)
+            for file in self.units[unit]:
+                for written in self._written(file, skips):
+                    filler.add(written)
+                    watcher.made(1, len(written.ids))
+                watcher.read(file.stat().st_size)
+            counts = {"documents_in": skips.seen, **asdict(filler.finish()), "skipped": dict(skips.reasons)}
+            assert skips.seen == filler.filled.documents + skips.reasons.total()
+            about |= {"counts": counts, "skipped_examples": skips.examples}
+
+    def finish(self) -> dict[str, Any] | None:
+        """The index, written where all units are there; None where some are not.
+
+        Raises:
+            ValueError: there is not one row.
+        """
+        if not all(self.is_done(unit) for unit in range(len(self.units))):
+            return None
+        index = index_of([self.path(unit) for unit in range(len(self.units))])
+        if not sum(entry["rows"] for entry in index["files"]):
+            raise ValueError(f"not one document of {self.name} could be used: {index['counts']}")
+        write_index(self.folder, index)
+        return index
+
+    def _plan(self, files: list[Path]) -> dict[str, Any]:
+        source = asdict(self.source) | {"template": asdict(self.source.template or TEMPLATES[self.source.kind])}
+        settings = {name: value for name, value in asdict(self.settings).items() if "skip" not in name}
+        return {
+            "schema": SCHEMA,
+            "source": source,
+            "settings": settings,
+            "vocab_hash": self.vocab.hash,
+            "text_tokenizer": self.tokenizer.fingerprint,
+            "files": [[str(file), file.stat().st_size] for file in files],
+        }
+
+    def _begin(self, plan: dict[str, Any]) -> None:
+        path = self.folder / PLAN
+        if path.exists():
+            before = read_sealed(path)
+            changed = [name for name in plan if before.get(name) != plan[name]]
+            if changed:
+                raise ValueError(
+                    f"{self.folder} was begun with something else ({', '.join(changed)} differ): choose another `out`, or go on "
+                    f"with what {path} says"
+                )
+        else:
+            write_sealed(path, plan)
+        self.seal = seal_of(plan)
+
+    def _written(self, file: Path, skips: "Skipped") -> Iterator[Written]:
+        raws = read_documents(file, self.source.kind, self.source.text_field, self.source.id_field)
+        for batch in _batched(skips.counting(raws), ENCODED_AT_ONCE):
+            encoded = encode_all(self.tokenizer, batch)
+            for raw, texts in zip(batch, encoded, strict=True):
+                try:
+                    yield self._write(raw, texts)
+                except Unusable as error:
+                    skips.add(raw.id, error.reason, str(error))
+
+    def _write(self, raw: Raw, texts: list[np.ndarray] | None) -> Written:
+        """A document's sequence.
+
+        Raises:
+            Unusable: it has none.
+        """
+        needs = NEEDS[self.source.kind]
+        if raw.problem:
+            raise Unusable(raw.problem, raw.detail)
+        if texts is None:
+            raise Unusable("special token", "its text gives a special token of the text tokenizer")
+        if "{text}" in needs and not (raw.text.strip() and len(texts[0])):
+            raise Unusable("no text")
+        if "{speech}" in needs and not len(raw.speech):
+            raise Unusable("no tokens")
+        parts = [(kind, texts.pop(0) if isinstance(value, str) else value) for kind, value in raw.parts]
+        if "{parts}" in needs and not any(len(ids) for _, ids in parts):
+            raise Unusable("no parts")
+        try:
+            written = self.writer.write(texts[0] if texts else None, raw.speech, parts)
+        except ValueError as error:
+            raise Unusable("id out of range", str(error)) from None
+        if self.source.kind in ("asr", "tts") and len(written.ids) > self.settings.row_len:
+            raise Unusable("pair longer than a row", f"{len(written.ids)} ids")
+        return written
+
+
+class Skipped:
+    """Documents that could not be used, by reason.
+
+    Args:
+        settings: how many are too many.
+        name: of the source.
+    """
+
+    def __init__(self, settings: PackSettings, name: str) -> None:
+        self.settings, self.name = settings, name
+        self.seen = 0
+        self.reasons: Counter[str] = Counter()
+        self.examples: list[list[str]] = []
+
+    def counting(self, raws: Iterable[Raw]) -> Iterator[Raw]:
+        """The same documents, counted."""
+        for raw in raws:
+            self.seen += 1
+            yield raw
+
+    def add(self, document: str, reason: str, detail: str) -> None:
+        """Count a document.
+
+        Raises:
+            RuntimeError: it was one too many.
+        """
+        self.reasons[reason] += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append([document[:200], reason, detail[:200]])
+            log.warning("%s: %s is not used (%s: %s)", self.name, document[:200], reason, detail[:200])
+        bad = self.reasons.total()
+        if bad >= self.settings.min_skip_count and bad > self.settings.max_skip_rate * self.seen:
+            raise RuntimeError(
+                f"{bad} of {self.seen} documents of {self.name} could not be used ({dict(self.reasons)}), more than the "
+                f"{self.settings.max_skip_rate:.2%} allowed; the last was {document[:200]} ({reason}: {detail[:200]}). Mend the "
+                f"corpus or raise `packing.max_skip_rate`"
+            )
+
+
+def encode_all(tokenizer: TextTokenizer, raws: list[Raw]) -> list[list[np.ndarray] | None]:
+    """Ids of each document's text, or of its text parts in order; None where a text gives a special token."""
+    texts = [[value for _, value in raw.parts if isinstance(value, str)] or [raw.text] for raw in raws]
+    try:
+        encoded = iter(tokenizer.encode(list(itertools.chain.from_iterable(texts))))
+        return [[next(encoded) for _ in one] for one in texts]
+    except ValueError:
+        return [_encoded_alone(tokenizer, one) for one in texts]
+
+
+def _encoded_alone(tokenizer: TextTokenizer, texts: list[str]) -> list[np.ndarray] | None:
+    try:
+        return tokenizer.encode(texts)
+    except ValueError:
+        return None
+
+
+def group(files: Sequence[Path], num_bytes: float) -> Iterator[list[Path]]:
+    """Neighbouring files in groups of at least so many bytes, the last one of fewer."""
+    unit: list[Path] = []
+    size = 0
+    for file in files:
+        unit.append(file)
+        size += file.stat().st_size
+        if size >= num_bytes:
+            yield unit
+            unit, size = [], 0
+    if unit:
+        yield unit
+
+
+def token_rate(source: PackSource, files: list[Path], vocab: Vocab) -> float | None:
+    """Speech tokens per second of a source, whose tokens must be those of the vocabulary; None where nobody says.
+
+    Raises:
+        ValueError: the tokens are of other tokenizers, or their rates differ.
+    """
+    rates = {source.token_rate_hz} - {None}
+    for folder in {f.path: f for f in map(TokenFolder.find, {Path(path) for path in source.paths}) if f}.values():
+        folder.require(vocab)
+        rates.add(folder.header.clock.token_rate_hz)
+    for file in files:
+        if file.name.endswith(".safetensors"):
+            making = read_making(file)
+            _require(file, vocab, making.text_tokenizer, making.speech_tokenizer)
+            rates.add(making.token_rate_hz)
+    if len(rates) > 1:
+        raise ValueError(
+            f"the speech tokens of {source.paths} have different rates: {sorted(map(str, rates))} per second"
+        )
+    return next(iter(rates), None)
+
+
+def _require(file: Path, vocab: Vocab, text_tokenizer: str, speech_tokenizer: str) -> None:
+    pairs = [("text", text_tokenizer, vocab.text_tokenizer), ("speech", speech_tokenizer, vocab.speech_tokenizer)]
+    for what, made, wanted in pairs:
+        if made and wanted and made != wanted:
+            raise ValueError(
+                f"{file} was made with the {what} tokenizer {made}, the vocabulary is of {wanted}; make it again"
+            )
+
+
+def _batched(items: Iterable[Raw], size: int) -> Iterator[list[Raw]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -1,0 +1,194 @@
+"""Corpora to packed rows: `python -m speechlm.pack --config configs/pack/<name>.yaml [--rank 0 --world_size 8]`.
+
+Any number of processes share the work. Whatever was interrupted, the identical command goes on; see docs/pack.md.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from callbacks.pack_progress import PackProgress
+from datamodules.documents import files_of
+from datamodules.interleaved import read_making
+from datamodules.packing import PackJob, PackSettings, PackSource
+from datamodules.token_folder import TokenFolder
+from speechlm.ranks import find_rank
+from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.vocab import Vocab
+
+
+def build_parser() -> ArgumentParser:
+    """The command line; constructors are its schema."""
+    parser = ArgumentParser(
+        prog="python -m speechlm.pack",
+        usage="%(prog)s --config FILE [--config FILE ...] [--section.key value ...]",
+        description=(__doc__ or "").splitlines()[0],
+        parser_mode="omegaconf+",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of the arguments below")
+    parser.add_argument("--out", type=str, required=True, help="folder for the rows, one folder in it for each source")
+    parser.add_argument("--sources", type=dict[str, PackSource], required=True, help="corpora by name")
+    parser.add_argument("--text_tokenizer", type=str, required=True, help="Hugging Face folder or name")
+    parser.add_argument(
+        "--vocab", type=str | None, help="vocab.json of the model; made of the next two where not given"
+    )
+    parser.add_argument(
+        "--num_text", type=int | None, help="rows of the model's embedding; null: size of the tokenizer"
+    )
+    parser.add_argument("--num_speech", type=int | None, help="speech codes; null: as the first source of speech says")
+    parser.add_class_arguments(PackSettings, "packing")
+    parser.add_argument("--rank", type=int | None, help="this process, from 0, where neither torchrun nor Slurm says")
+    parser.add_argument("--world_size", type=int | None, help="number of processes")
+    return parser
+
+
+class PackCLI:
+    """What a command line says, and what is refused of it, with exit code 2 and the argument's name.
+
+    Args:
+        args: instead of the process's own.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        self.parser = build_parser()
+        self.config = self.parser.parse_args(None if args is None else list(map(str, args)))
+
+    def run(self) -> None:
+        """Make this process's share of the rows, and the index of every source that is complete with them."""
+        with self._refusing("rank"):
+            rank = find_rank(self.config.rank, self.config.world_size)
+        with self._refusing("packing"):
+            built = self.parser.instantiate_classes(self.config)
+        jobs = self._jobs(built)
+        mine = [
+            (job, unit)
+            for number, (job, unit) in enumerate((job, unit) for job in jobs for unit in range(len(job.units)))
+            if number % rank.world_size == rank.rank
+        ]
+        title = f"rank {rank.rank} of {rank.world_size}" if rank.world_size > 1 else ""
+        progress = PackProgress(sum(_bytes(job, unit) for job, unit in mine), title)
+        with self._refusing("sources", ValueError):
+            for job, unit in mine:
+                if job.is_done(unit):
+                    progress.kept(_bytes(job, unit))
+                else:
+                    job.make(unit, progress)
+            print(progress)
+            for job in jobs:
+                print(report(job))
+
+    def _jobs(self, built: Any) -> list[PackJob]:
+        """Everything that can be refused before anything is made."""
+        out = Path(built.out)
+        with self._refusing("text_tokenizer"):
+            tokenizer = TextTokenizer(built.text_tokenizer)
+        with self._refusing("sources"):
+            for source in built.sources.values():
+                files_of(source.paths, source.kind)
+        with self._refusing("vocab"):
+            vocab = choose_vocab(built, tokenizer)
+            save_vocab(vocab, out / "vocab.json")
+        jobs = []
+        for name, source in built.sources.items():
+            with self._refusing(f"sources.{name}"):
+                if Path(name).name != name or name.startswith("."):
+                    raise ValueError(f"{name!r} can not be the name of a folder")
+                jobs.append(PackJob(name, source, built.packing, vocab, tokenizer, out / name))
+        return jobs
+
+    @contextmanager
+    def _refusing(
+        self, argument: str, kinds: type[Exception] | tuple[type[Exception], ...] = (ValueError, OSError)
+    ) -> Iterator[None]:
+        """What is wrong with an argument ends the process with exit code 2 and the argument's name."""
+        try:
+            yield
+        except kinds as error:
+            self.parser.error(f"argument {argument}: {error}")
+
+
+def choose_vocab(config: Any, tokenizer: TextTokenizer) -> Vocab:
+    """The vocabulary that is named, or one made of the text tokenizer and what the speech was made with.
+
+    Raises:
+        ValueError: it is of another text tokenizer, or nothing says how many speech codes there are.
+    """
+    if config.vocab is not None:
+        vocab = Vocab.load(config.vocab)
+        if vocab.text_tokenizer and vocab.text_tokenizer != tokenizer.fingerprint:
+            raise ValueError(
+                f"{config.vocab} is of the text tokenizer {vocab.text_tokenizer}, "
+                f"{config.text_tokenizer} is {tokenizer.fingerprint}"
+            )
+        return vocab
+    num_text = config.num_text or tokenizer.size
+    if num_text < tokenizer.size:
+        raise ValueError(f"num_text {num_text} is less than the {tokenizer.size} ids of {config.text_tokenizer}")
+    codes, made_by = speech_half(config.sources.values())
+    num_speech = config.num_speech or codes
+    if num_speech < 1:
+        raise ValueError("nothing says how many speech codes there are: give --vocab, or --num_speech")
+    return Vocab(num_text, num_speech, text_tokenizer=tokenizer.fingerprint, speech_tokenizer=made_by)
+
+
+def speech_half(sources: Iterable[PackSource]) -> tuple[int, str]:
+    """Number of codes and speech tokenizer of the first source that says so; 0 and "" where none does."""
+    for source in sources:
+        for folder in map(TokenFolder.find, source.paths):
+            if folder is not None:
+                return folder.header.num_codes, folder.header.tokenizer_hash
+        for file in files_of(source.paths, source.kind):
+            if file.name.endswith(".safetensors"):
+                return 0, read_making(file).speech_tokenizer
+    return 0, ""
+
+
+def save_vocab(vocab: Vocab, path: Path) -> None:
+    """Put the vocabulary beside the rows.
+
+    Raises:
+        ValueError: another one is there.
+    """
+    if path.exists():
+        vocab.require(Vocab.load(path).hash, str(path))
+    else:
+        vocab.save(path)
+
+
+def report(job: PackJob) -> str:
+    """What a source came to, or what is still to be made of it."""
+    index = job.finish()
+    if index is None:
+        missing = sum(not job.is_done(unit) for unit in range(len(job.units)))
+        return (
+            f"{job.name}: {missing} of {len(job.units)} files are still to be made, by other processes or another start"
+        )
+    counts = index["counts"]
+    rows = sum(entry["rows"] for entry in index["files"])
+    skipped = counts["skipped"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    return (
+        f"{job.name}: {counts['documents_in']} documents in = {counts['documents']} out ({counts['documents_cut']} cut) + "
+        f"{sum(skipped.values())} skipped{f' ({reasons})' if reasons else ''}; {counts['ids_out']} ids in {rows} rows of "
+        f"{index['row_len']}, {counts['padding'] / max(1, rows * index['row_len']):.3%} padding"
+    )
+
+
+def _bytes(job: PackJob, unit: int) -> int:
+    return sum(file.stat().st_size for file in job.units[unit])
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse, build, pack; exit code 2 for an argument that is wrong, 1 for a corpus that is."""
+    try:
+        PackCLI(args).run()
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
