@@ -12,7 +12,8 @@ from lhotse.array import TemporalArray
 from lhotse.cut import Cut, MonoCut, MultiCut
 from torch.utils.data import Dataset
 
-from datamodules.audio import AudioDataModule, CountedLoader, ResumedSampler, UsableCuts, text_of
+from datamodules.audio import AudioDataModule
+from datamodules.audio_batches import CountedLoader, ResumedSampler, UsableCuts, text_of
 from datamodules.cuts import CutSource
 from datamodules.pitch import PitchMethod, pitch_of, require_pitch
 from datamodules.recordings import BadRecording, Skips, load_recording, path_of

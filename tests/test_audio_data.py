@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ import torch
 import torch.multiprocessing as mp
 from lhotse import CutSet, MultiCut, Recording
 
-from datamodules.audio import AudioDataModule, AudioDataset
+from datamodules.audio import AudioDataModule
+from datamodules.audio_batches import AudioDataset
 from datamodules.augment import Augmentation
 from datamodules.cuts import CutSource, read_cuts, write_cuts
 from datamodules.recordings import BadRecording, Skips, load_recording
@@ -288,6 +290,16 @@ def test_ranks_share_the_data_in_batches_of_like_size(tmp_path: Path) -> None:
     longest = [[max(cut.duration for cut in batch) for batch in rank] for rank in ranks]
     differences = np.abs(np.subtract(*longest))
     assert np.median(differences) < 0.1 * np.mean(longest)
+
+
+def test_what_is_left_out_is_counted_once_however_many_ranks_read_it(corpora: tuple[Path, Path]) -> None:
+    counts = []
+    for world_size in (1, 2):
+        ranks = [make_data(corpora[0], max_seconds=0.5) for _ in range(world_size)]
+        for rank, data in enumerate(ranks):
+            of_rank(data, rank, world_size)
+        counts.append(sum((data.skipped for data in ranks), Counter()))
+    assert counts[0] == counts[1] and counts[0]["too long"] > 0
 
 
 def test_validation_sets_are_whole_named_and_in_the_same_order_each_time(corpora: tuple[Path, Path]) -> None:
