@@ -14,6 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from speechlm import shards
+
 #: Sections that decide what a run computes, and so may not change unnoticed when it is resumed.
 GUARDED = ("clock", "model", "data", "seed_everything")
 #: Trainer settings of the same kind; the others (steps, devices, logging) may change freely.
@@ -39,6 +41,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: there is no whole checkpoint at `path`, or it holds objects that only unsafe loading would read.
     """
     path = Path(path)
+    if shards.is_sharded(path):
+        shards.read_metadata(path)  # so that torch may read it again
     file = path / "meta.pt" if path.is_dir() else path
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -131,6 +135,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    if shards.is_sharded(path):
+        return shards.read_shards(path)
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:
