@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from speechlm.nn.masks import attention_mask, block_causal_mask, length_mask
+from speechlm.nn.block_attention import AttentionForm, BlockAttention, Seen, visible
+from speechlm.nn.masks import length_mask
 from speechlm.nn.quantizer import Quantized, Quantizer
 
 POSITIONS_PER_SEC = 50.0  # two mel frames per encoder position
@@ -29,7 +31,8 @@ class Bottleneck:
     Args:
         after_layer: layers before the quantiser; half of the encoder where None.
         pool_after: layers before pooling; `after_layer` where None, as released. Pooling earlier makes every layer above cheaper.
-        block_sec: attention sees all of the past and its own block of this many seconds; None sees the whole recording.
+        block_sec: attention sees all of the past and its own block of this many seconds; None sees the whole recording. A stream
+            gives the tokens of a block when the block is over, so this is its delay: 4 s as released, less where trained so.
         causal_convs: convolutions see the past only, with Whisper's weights moved to the left edge.
         second_positions: how positions get past the quantiser. "moved": Whisper's table, pooled, is taken off the vectors before
             the quantiser and starts the learnt table behind it, so that codes need not spell out the time and, before training,
@@ -69,6 +72,9 @@ class WhisperVQEncoder(nn.Module):
         quantizer: makes the quantiser for a width; None leaves the vectors as they are.
     """
 
+    pooled_positions: Tensor  # (ceil(1500 / pooling), D): what Whisper's position table adds to a pooled vector
+    attention: AttentionForm = "auto"  # the others are for measuring
+
     def __init__(
         self,
         encoder: WhisperEncoder,
@@ -84,6 +90,8 @@ class WhisperVQEncoder(nn.Module):
         self.layers, self.layer_norm = encoder.layers, encoder.layer_norm
         for conv in (self.conv1, self.conv2):
             conv.padding = (0,)  # padding is ours: left only, or both sides
+        for layer in self.layers:
+            layer.self_attn = BlockAttention(layer.self_attn)
         half = len(self.layers) // 2
         self.after_layer = half if self.bottleneck.after_layer is None else self.bottleneck.after_layer
         self.pool_after = self.after_layer if self.bottleneck.pool_after is None else self.bottleneck.pool_after
@@ -93,8 +101,16 @@ class WhisperVQEncoder(nn.Module):
                 f"{self.after_layer} are not inside it in this order; edit `bottleneck.pool_after` and `bottleneck.after_layer`"
             )
         self.block_positions = self._block_positions()
+        self.register_buffer("pooled_positions", torch.empty(0), persistent=False)
+        self.register_load_state_dict_post_hook(WhisperVQEncoder._pool_positions)
+        self._pool_positions()
         self.embed_positions2 = nn.Embedding.from_pretrained(self._second_positions(), freeze=False)
         self.quantizer = quantizer(encoder.config.d_model) if quantizer else None
+
+    @property
+    def max_tokens(self) -> int:
+        """Whole tokens that the position table has room for: 375 at 12.5 Hz, 187 (29.92 s) at 6.25 Hz."""
+        return len(self.embed_positions.weight) // self.pooling
 
     def forward(self, mel: Tensor, mel_lens: Tensor, quantize: bool = True) -> Encoded:
         """(B, M, F) log-mel and (B,) frames -> states for the decoder. `quantize=False` lets the pooled vectors pass."""
@@ -110,19 +126,37 @@ class WhisperVQEncoder(nn.Module):
         x = self._convs(mel, mel_lens)
         lens = (mel_lens + 1) // 2
         self._check_length(x.shape[1])
-        x = x + self.embed_positions.weight[: x.shape[1]].to(x)
-        x = self._run(self.layers[: self.pool_after], x, lens, self.block_positions)
-        x, lens = self._pool(x), -(-lens // self.pooling)
-        x = self._run(self.layers[self.pool_after : self.after_layer], x, lens, self._block_tokens())
-        if self.bottleneck.second_positions == "moved":
-            x = x - self._pooled_positions()[: x.shape[1]].to(x)
-        return x, lens
+        positions = visible(lens, x.shape[1], self.block_positions, x.dtype, self.attention)
+        x = self._run(self.layers[: self.pool_after], x + self.positions(0, x.shape[1]).to(x), positions)
+        x, lens = self.pool(x), -(-lens // self.pooling)
+        if self.pool_after < self.after_layer:
+            tokens = visible(lens, x.shape[1], self.block_tokens, x.dtype, self.attention)
+            x = self._run(self.layers[self.pool_after : self.after_layer], x, tokens)
+        return self.without_positions(x, 0), lens
 
     def above(self, x: Tensor, lens: Tensor) -> Tensor:
         """(B, T, D) token vectors and (B,) tokens -> (B, T, D) states for the decoder."""
         x = x + self.embed_positions2.weight[: x.shape[1]].to(x)
-        x = self._run(self.layers[self.after_layer :], x, lens, self._block_tokens())
-        return self.layer_norm(x)
+        tokens = visible(lens, x.shape[1], self.block_tokens, x.dtype, self.attention)
+        return self.layer_norm(self._run(self.layers[self.after_layer :], x, tokens))
+
+    def positions(self, start: int, end: int) -> Tensor:
+        """(end - start, D) rows of Whisper's position table; zeros where a last token reaches over its end."""
+        rows = self.embed_positions.weight[start:end]
+        return F.pad(rows, (0, 0, 0, end - start - len(rows)))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, ceil(S / pooling), D), zeros behind the end counted as released."""
+        if self.pooling == 1:
+            return x
+        x = F.pad(x.transpose(1, 2), (0, -x.shape[1] % self.pooling))
+        return F.avg_pool1d(x, self.pooling).transpose(1, 2)
+
+    def without_positions(self, x: Tensor, start: int) -> Tensor:
+        """(B, T, D) pooled vectors, the first of them token `start`, as the quantiser gets them."""
+        if self.bottleneck.second_positions == "first":
+            return x
+        return x - self.pooled_positions[start : start + x.shape[1]].to(x)
 
     def _convs(self, mel: Tensor, mel_lens: Tensor) -> Tensor:
         """(B, M, F) -> (B, S, D), S = ceil(F / 2)."""
@@ -132,49 +166,42 @@ class WhisperVQEncoder(nn.Module):
             x = x * length_mask(mel_lens, x.shape[-1])[:, None]
         return F.gelu(self.conv2(F.pad(x, pad))).transpose(1, 2)
 
-    def _run(self, layers: nn.ModuleList, x: Tensor, lens: Tensor, block: int | None) -> Tensor:
-        allowed = block_causal_mask(x.shape[1], block, x.device)
-        mask = attention_mask(allowed, length_mask(lens, x.shape[1]), x.dtype)
+    def _run(self, layers: nn.ModuleList, x: Tensor, seen: Seen) -> Tensor:
         for layer in layers:
             if self.bottleneck.activation_checkpointing and self.training:
-                x = checkpoint(layer, x, mask, use_reentrant=False)
+                x = checkpoint(layer, x, seen, use_reentrant=False)
             else:
-                x = layer(x, mask)
+                x = layer(x, seen)
         return x
-
-    def _pool(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, ceil(S / pooling), D), zeros behind the end counted as released."""
-        if self.pooling == 1:
-            return x
-        x = F.pad(x.transpose(1, 2), (0, -x.shape[1] % self.pooling))
-        return F.avg_pool1d(x, self.pooling).transpose(1, 2)
 
     def _block_positions(self) -> int | None:
         if self.bottleneck.block_sec is None:
             return None
-        positions = self.bottleneck.block_sec * POSITIONS_PER_SEC
-        if positions % self.pooling:
+        positions = round(self.bottleneck.block_sec * POSITIONS_PER_SEC, 6)
+        if positions <= 0 or positions % self.pooling:
             raise ValueError(
                 f"an attention block of {self.bottleneck.block_sec} s is {positions:g} positions at {POSITIONS_PER_SEC} Hz, "
                 f"which tokens of {self.pooling} positions do not divide; edit `bottleneck.block_sec` or `clock.token_rate_hz`"
             )
         return int(positions)
 
-    def _block_tokens(self) -> int | None:
+    @property
+    def block_tokens(self) -> int | None:
+        """Tokens in an attention block."""
         return self.block_positions and self.block_positions // self.pooling
 
     def _second_positions(self) -> Tensor:
-        pooled = self._pooled_positions()
         moved = self.bottleneck.second_positions == "moved"
-        return (pooled if moved else self.embed_positions.weight.detach()[: len(pooled)]).clone()
+        own = self.embed_positions.weight.detach()[: len(self.pooled_positions)]
+        return (self.pooled_positions if moved else own).clone()
 
-    def _pooled_positions(self) -> Tensor:
-        """(ceil(1500 / pooling), D): what Whisper's position table adds to a pooled vector."""
-        return self._pool(self.embed_positions.weight.detach()[None])[0]
+    def _pool_positions(self, *_: object) -> None:
+        """Average the position table once, and again when weights have been loaded over it."""
+        self.pooled_positions = self.pool(self.embed_positions.weight.detach()[None])[0]
 
     def _check_length(self, positions: int) -> None:
         limit = len(self.embed_positions.weight)
-        if positions > limit:
+        if positions > -(-limit // self.pooling) * self.pooling:
             raise ValueError(
                 f"audio of {positions / POSITIONS_PER_SEC:g} s is longer than the {limit / POSITIONS_PER_SEC:g} s Whisper can "
                 f"see; cut it first (`tokenize` does)"

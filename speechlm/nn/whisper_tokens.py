@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from speechlm.nn.log_mel import LogMel
 from speechlm.nn.masks import length_mask
 from speechlm.nn.pieces import join, split
-from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC, WhisperVQEncoder
+from speechlm.nn.whisper_encoder import WhisperVQEncoder
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.tokenizer import fingerprint
 
@@ -65,7 +65,7 @@ class WhisperTokens:
         self.clock = clock
         self.num_codes = encoder.quantizer.num_codes
         self.tokens_per_frame = 1
-        self.window_samples = clock.num_samples(len(encoder.embed_positions.weight) / POSITIONS_PER_SEC)
+        self.window_samples = clock.samples_of_tokens(encoder.max_tokens)
         self.settings = _settings(log_mel, encoder, clock)
         self.log_mel = log_mel
         self.encoder = encoder.eval()
