@@ -1,6 +1,7 @@
 """Seconds, samples, frames and tokens."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,3 +53,21 @@ def test_positions_that_tokens_do_not_divide_are_refused():
 def test_rates_must_be_positive(field: str):
     with pytest.raises(ValueError, match="every rate must be positive"):
         Clock(**{field: 0})
+
+
+@given(st.integers(0, 10**5), st.sampled_from([1, 5, 10]))
+def test_frames_of_a_block_need_no_later_token(block: int, block_tokens: int):
+    clock = Clock(sample_rate_hz=22_050, token_rate_hz=12.5, hop_samples=256)
+    first, behind = (clock.frames_of_tokens(block_tokens * number) for number in (block, block + 1))
+    assert {clock.block_of_frame(frame, block_tokens) for frame in (first, behind - 1)} == {block}
+    assert clock.token_of_frame(behind - 1) < block_tokens * (block + 1)
+
+
+def test_frames_and_tokens_of_the_decoder_by_hand():
+    clock = Clock(sample_rate_hz=22_050, token_rate_hz=12.5, hop_samples=256)
+    assert [clock.frames_of_tokens(n) for n in (1, 10, 25, 26, 50)] == [6, 68, 172, 179, 344]
+    # 1764 samples a token: frame 6 is samples 1536 to 1792, its middle 1664; frame 7 has its middle at 1920.
+    assert [clock.token_of_frame(frame) for frame in (0, 6, 7, 68, 69)] == [0, 0, 1, 9, 10]
+    frames = torch.tensor([67, 68, 137])
+    assert clock.block_of_frame(frames, 10).tolist() == [0, 1, 2]
+    assert clock.token_of_frame(frames).tolist() == [9, 9, 19]

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
+from typing import TypeVar
+
+from torch import Tensor
+
+Count = TypeVar("Count", int, Tensor)  # a whole number, or a tensor of them
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,18 @@ class Clock:
         """Mel frames that start inside `num_samples`, the last one partly filled."""
         return -(-num_samples // self.hop_samples)
 
-    def frames_of_tokens(self, num_tokens: int) -> int:
+    def frames_of_tokens(self, num_tokens: Count) -> Count:
         """Whole mel frames that `num_tokens` tokens fill: 10 tokens are 68 frames at 22.05 kHz and hop 256."""
         return num_tokens * self.samples_per_token // self.hop_samples
+
+    def token_of_frame(self, frame: Count) -> Count:
+        """Which token is spoken in the middle of a mel frame: frame 68 is the first that lies across the border of tokens 9 and
+        10, and its middle is in token 9."""
+        return (frame * self.hop_samples + self.hop_samples // 2) // self.samples_per_token
+
+    def block_of_frame(self, frame: Count, block_tokens: int) -> Count:
+        """Which block of tokens must be known before a mel frame is whole: the one that holds the frame's last sample."""
+        return ((frame + 1) * self.hop_samples - 1) // (block_tokens * self.samples_per_token)
 
     def samples_of_tokens(self, num_tokens: int) -> int:
         """Samples that `num_tokens` full tokens span."""
