@@ -81,6 +81,13 @@ def read_shards(folder: str | Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one process is what is meant
             dcp.load(wanted, storage_reader=dcp.FileSystemReader(Path(folder)), no_dist=True)
-    except Exception as error:  # a missing file, a short one, and more
-        raise ValueError(f"the shards in {folder} can not be read: {str(error).strip().splitlines()[0]}") from error
+    except (Exception, dcp.CheckpointException) as error:  # a missing file, a short one, and more
+        raise ValueError(f"the shards in {folder} can not be read: {_reason(error)}") from error
     return {name.removeprefix(PREFIX): tensor for name, tensor in wanted.items()}
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at the bottom of it."""
+    failures = getattr(error, "failures", {})
+    first = next(iter(failures.values()))[0] if failures else error
+    return f"{type(first).__name__} {first}".strip()

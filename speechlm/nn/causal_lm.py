@@ -1,10 +1,12 @@
 """Any causal language model of transformers, its vocabulary made larger, and still a plain one."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 Rows = Literal["mean", "covariance", "copy", "keep"]
@@ -99,10 +101,17 @@ def drawn(text: Tensor, count: int, rows: NewRows, generator: torch.Generator) -
     return mean + noise @ torch.linalg.cholesky(covariance + floor * torch.eye(len(covariance))).T
 
 
-def blocks(model: PreTrainedModel) -> list[nn.Module]:
+def blocks(model: PreTrainedModel) -> list[Any]:
     """The layers, in order."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def recompute(model: PreTrainedModel, every: int) -> None:
+    """Have every n-th layer computed again in the backward pass instead of keeping what it computed on the way forward."""
+    for block in blocks(model)[::every]:
+        block.gradient_checkpointing = True  # what transformers' layers look at
+        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 def _refuse_unusual_head(model: PreTrainedModel, lm: str) -> None:

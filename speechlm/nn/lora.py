@@ -78,14 +78,14 @@ def add_lora(model: PreTrainedModel, layers: list[nn.Module], lora: Lora, seed: 
         torch.manual_seed(seed)
         for parent in [part for layer in layers for part in layer.modules()]:
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear) and (not lora.targets or name in lora.targets):
+                if not isinstance(child, nn.Linear):
+                    continue
+                found.add(name)
+                if not lora.targets or name in lora.targets:
                     setattr(parent, name, LoraLinear(child, lora.rank, lora.alpha / lora.rank))
-                    found.add(name)
     missing = set(lora.targets) - found
-    if missing or not found:
-        raise ValueError(
-            f"lora.targets names {sorted(missing)}, which no layer of the model has; found {sorted(found)}"
-        )
+    if missing:
+        raise ValueError(f"lora.targets names {sorted(missing)}; the layers of the model have {sorted(found)}")
     if lora.embeddings:
         for part in (model.get_input_embeddings(), model.get_output_embeddings()):
             part.requires_grad_(True)

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from speechlm.batch import RowBatch
-from speechlm.nn.causal_lm import NewRows, blocks, extend_vocabulary, load_causal_lm
+from speechlm.nn.causal_lm import NewRows, blocks, extend_vocabulary, load_causal_lm, recompute
 from speechlm.nn.document_attention import Attention
 from speechlm.nn.ema import Ema, local
 from speechlm.nn.lora import Lora, add_lora
@@ -45,7 +45,8 @@ class SpeechLM(L.LightningModule):
         attention: "flex" skips blocks that no document spans, "sdpa" runs everywhere; "auto" is flex on a GPU.
         lora: train a few numbers beside the frozen weights; null trains everything.
         optimizer: AdamW and its schedule.
-        activation_checkpointing: compute layers again in the backward pass instead of keeping what they computed.
+        activation_checkpointing: compute layers again in the backward pass instead of keeping what they computed: all of them, or
+            with a number n every n-th.
         loss_chunk: positions whose logits exist at a time.
         z_loss: weight of the squared log-denominator of the softmax, against drifting logits.
         ema_decay: keep an average of the weights beside them, for export; null keeps none.
@@ -63,7 +64,7 @@ class SpeechLM(L.LightningModule):
         attention: Attention = "auto",
         lora: Lora | None = None,
         optimizer: AdamWSettings = ADAM,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | int = False,
         loss_chunk: int = 512,
         z_loss: float = 0.0,
         ema_decay: float | None = None,
@@ -77,7 +78,7 @@ class SpeechLM(L.LightningModule):
         if lora is not None:
             add_lora(model, blocks(model), lora, new_rows.seed)
         if activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute(model, every=int(activation_checkpointing))
         self.model = PackedLM(model, attention, loss_chunk, z_loss)
         self.optimizer_settings = optimizer
         self.optimizer_settings.freeze(self)
