@@ -65,7 +65,8 @@ def batch_of(places: list[tuple[RowFile, int]], count: int, row_len: int) -> Row
     """
     for file, index in places:
         file.will_need(index)
-    ids = np.zeros((count, row_len), np.int64)
+    ids = np.empty((count, row_len), np.int64)
+    ids[len(places) :] = 0
     ends, spans = [], []
     for i, (file, index) in enumerate(places):
         row = file.row(index)
