@@ -7,8 +7,8 @@ one process without workers, from the page cache. All deliver (B, 8192) tensors 
 stored.
 
 - `ids`: our rows through `RowFolder`, every row's checksum compared, to int64.
-- `batches`: `RowsDataModule`, the whole `RowBatch`: ids, loss mask and document ids, with about 6 and about 43 documents a row, in
-  the order of a mixture, with `prefetch: 0`. What the other loaders deliver has neither documents nor loss.
+- `batches`: `RowsDataModule`, the whole `RowBatch`: ids, loss mask and document ids, with about 6 and about 43 documents a row,
+  in the order of a mixture, with `prefetch: 0`. What the other loaders deliver has neither documents nor loss.
 - litdata's `StreamingDataset`, MosaicML's `StreamingDataset` and WebDataset (.npy members, a shuffle buffer), where installed.
 
 Speeds are millions of ids per CPU second and per second, the median of the repeats with the range. First batch: from nothing to
