@@ -81,7 +81,9 @@ def write_interleaved(path: str | Path, documents: Iterable[Interleaved], making
         "doc_ends": np.array(doc_ends),
         "names": np.frombuffer(bytes(names), np.uint8),
     }
-    typed: dict[str, np.ndarray] = {name: np.ascontiguousarray(tensors[name].astype(dtype)) for name, dtype in TENSORS.items()}
+    typed: dict[str, np.ndarray] = {
+        name: np.ascontiguousarray(tensors[name].astype(dtype)) for name, dtype in TENSORS.items()
+    }
     about = {"format": FORMAT, "text_tokenizer": making.text_tokenizer, "speech_tokenizer": making.speech_tokenizer}
     about |= {"token_rate_hz": repr(making.token_rate_hz), "crc32": str(_crc(typed))}
     about |= {f"provenance/{name}": value for name, value in making.provenance.items()}
