@@ -4,11 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechlm.nn.log_mel import LogMel
 from speechlm.nn.masks import length_mask
 from speechlm.nn.pieces import join, split
+from speechlm.nn.streaming_whisper import TokenStream
 from speechlm.nn.whisper_encoder import WhisperVQEncoder
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.tokenizer import fingerprint
@@ -77,6 +78,10 @@ class WhisperTokens:
         """(B, N) waveform, (B,) samples -> (B, T) speech tokens, -1 behind the end, and (B,) tokens."""
         return tokenize(self.log_mel, self.encoder, self.window_samples, audio, audio_lens)
 
+    def stream(self, approximate_floor: bool = False) -> TokenStream:
+        """Tokens of a recording that is still arriving, see `TokenStream`."""
+        return TokenStream(self.log_mel, self.encoder, approximate_floor)
+
     def move_to(self, device: torch.device) -> None:
         """Compute there from now on."""
         self.log_mel.to(device)
@@ -100,6 +105,9 @@ def _settings(log_mel: LogMel, encoder: WhisperVQEncoder, clock: Clock) -> dict[
     }
 
 
-def _weights(encoder: nn.Module) -> dict[str, Tensor]:
-    state = encoder.state_dict()
+def _weights(encoder: WhisperVQEncoder) -> dict[str, Tensor]:
+    """Whatever a token depends on; of the quantiser also what is in no checkpoint, such as the levels of FSQ."""
+    assert encoder.quantizer is not None
+    kept = {f"quantizer.{name}": buffer for name, buffer in encoder.quantizer.named_buffers()}
+    state = {**encoder.state_dict(), **kept}
     return {name: value for name, value in state.items() if name.rsplit(".", 1)[-1] not in _TRAINING_ONLY}
