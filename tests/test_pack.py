@@ -20,10 +20,12 @@ from datamodules.token_folder import TokenFolder
 from speechlm import pack
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.rows import RowFolder
+from speechlm.tokens.templates import TEMPLATES
 from speechlm.tokens.vocab import Vocab
 from tests.text_corpus import CORPUS, make_tokenizer
 from tests.token_corpus import content, corpus, tokenized
 
+ROOT = Path(__file__).parents[1]
 ROW_LEN = 64
 
 
@@ -339,3 +341,19 @@ def test_a_wrong_argument_is_named_before_anything_is_written(
 def test_a_name_that_leaves_the_folder_is_refused(kit: Path, tmp_path: Path, capsys):
     sources = {"../up": {"kind": "text", "paths": [str(kit / "text")]}}
     assert "can not be the name of a folder" in refusal(capsys, config(kit, tmp_path, sources=sources, num_speech=64))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "pack").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_parses(path: Path):
+    config = pack.build_parser().parse_args(["--config", str(path)])
+    sources = pack.build_parser().instantiate_classes(config).sources
+    assert sources and all(source.kind in TEMPLATES for source in sources.values()) and config.out
+
+
+def test_the_tiny_config_packs(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(ROOT)
+    tokens = json.dumps([str(kit / "tokens" / "out")])
+    paths = [f"--sources.{name}.paths={tokens}" for name in ("speech", "asr", "tts")]
+    pack.main(["--config", "configs/pack/tiny/embedded.yaml", "--out", str(tmp_path / "out"), *paths])
+    assert capsys.readouterr().out.count("23 documents in = 23 out") == 3
+    assert all(len(RowFolder(tmp_path / "out" / name)) for name in ("speech", "asr", "tts"))
