@@ -1,16 +1,18 @@
-"""A run's weights as a Hugging Face folder: `python -m speechlm.export --run runs/<name> --out <folder>`.
+"""A run's weights as a folder for others: `python -m speechlm.export --run runs/<name> --out <folder> [--format glm4voice]`.
 
-So far: a speech tokenizer trained without a quantiser (`quantizer: null` at 50 Hz), which is a plain Whisper and becomes one, to
-start other runs from.
+`whisper`: a speech tokenizer trained without a quantiser (`quantizer: null` at 50 Hz), which is a plain Hugging Face Whisper, to
+start other runs from. `glm4voice`: a speech tokenizer in the form of the released GLM-4-Voice tokenizer, for its code and for ours.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from speechlm.load import load_stage
+from speechlm.nn.glm4voice_export import save_tokenizer
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
 
 
@@ -38,20 +40,33 @@ def export_whisper(stage: SpeechTokenizer, out: str | Path) -> None:
     WhisperFeatureExtractor.from_pretrained(stage.whisper).save_pretrained(out)
 
 
-def main() -> None:
+def export_glm4voice(stage: SpeechTokenizer, out: str | Path) -> None:
+    """Write a tokenizer as the released code reads it; see `save_tokenizer` for what it raises."""
+    save_tokenizer(stage.model, stage.whisper, out)
+
+
+FORMATS: dict[str, Callable[[SpeechTokenizer, str | Path], None]] = {
+    "whisper": export_whisper,
+    "glm4voice": export_glm4voice,
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
     """Parse, load, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--out", required=True, help="folder to write")
-    args = parser.parse_args()
-    stage = load_stage(args.run)
-    if not isinstance(stage, SpeechTokenizer):
-        parser.error(f"--run {args.run} trained a {type(stage).__name__}, which can not be exported yet")
+    parser.add_argument("--format", choices=FORMATS, default="whisper", help="what to write; whisper where not said")
+    parser.add_argument("--checkpoint", help="another checkpoint than the run's newest")
+    parsed = parser.parse_args(args)
     try:
-        export_whisper(stage, args.out)
+        stage = load_stage(parsed.run, parsed.checkpoint)
+        if not isinstance(stage, SpeechTokenizer):
+            raise ValueError(f"trained a {type(stage).__name__}, which can not be exported as {parsed.format}")
+        FORMATS[parsed.format](stage, parsed.out)
     except ValueError as error:
-        parser.error(f"--run {args.run}: {error}")
-    print(f"{args.run} -> {args.out}")
+        parser.error(f"--run {parsed.run}: {error}")
+    print(f"{parsed.run} -> {parsed.out}")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ class EmaVQ(Quantizer):
     def decode(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook)
 
+    def skip_start(self) -> None:
+        """The codebook has been loaded and is in use: gather no frames for a first one, quantise everything at once."""
+        self.num_updates.fill_(self.init_updates + self.ramp_updates)
+
     @torch.no_grad()
     def update(self) -> dict[str, float]:
         if not self.ready:

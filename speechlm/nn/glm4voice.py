@@ -1,7 +1,9 @@
-"""The released GLM-4-Voice tokenizer's files: its configuration and state-dict names, to and from ours."""
+"""A GLM-4-Voice tokenizer folder, read: its configuration, and its weights under our names."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -10,20 +12,29 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
 from speechlm.nn.ema_vq import EmaVQ
+from speechlm.nn.quantizer import Quantizer
 from speechlm.nn.whisper_decoder import WhisperTextDecoder
 from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC, Bottleneck, WhisperVQEncoder
 
 #: Released name of each buffer of our quantiser, under `model.encoder.`.
 _CODEBOOK = {"codebook": "codebook.weight", "ema_count": "ema_count", "ema_weight": "ema_weight"}
+#: Buffers of our quantiser that the released one does not keep.
+_OURS_ALONE = {"quantizer.num_updates", "quantizer.pool", "quantizer.frames_seen"}
 
 
-def read_config(folder: str | Path) -> dict:
+def is_released(folder: str | Path) -> bool:
+    """Whether a name stands for a folder in the released form, rather than a plain Whisper."""
+    path = Path(folder) / "config.json"
+    return path.is_file() and "quantize_vocab_size" in json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
     """The `config.json` of a released tokenizer folder.
 
     Raises:
-        ValueError: the folder holds some other model.
+        ValueError: the folder holds some other model, or a form of this one that has no counterpart here.
     """
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     if "quantize_vocab_size" not in config:
         raise ValueError(f"{folder} is not a GLM-4-Voice tokenizer: its config.json has no quantize_vocab_size")
     if config["pooling_position"] != config["quantize_position"] or config["pooling_type"] != "avg":
@@ -34,7 +45,7 @@ def read_config(folder: str | Path) -> dict:
     return config
 
 
-def bottleneck_of(config: dict) -> Bottleneck:
+def bottleneck_of(config: dict[str, Any]) -> Bottleneck:
     """Our settings for a released configuration."""
     block = config["quantize_causal_block_size"]
     return Bottleneck(
@@ -45,7 +56,7 @@ def bottleneck_of(config: dict) -> Bottleneck:
     )
 
 
-def quantizer_of(config: dict, dim: int) -> EmaVQ:
+def quantizer_of(config: dict[str, Any], dim: int) -> EmaVQ:
     """The released quantiser, past its initialisation."""
     return EmaVQ(
         dim,
@@ -73,23 +84,74 @@ def theirs(state: dict[str, Tensor], prefix: str = "model.encoder.") -> dict[str
 
 
 def load_tokenizer(folder: str | Path) -> tuple[WhisperVQEncoder, WhisperTextDecoder]:
-    """Encoder and decoder of a released tokenizer folder (safetensors; nothing in it can execute).
+    """Encoder and decoder of a released tokenizer folder, with the settings it was trained with.
 
     Raises:
         ValueError: a tensor is missing or does not fit.
     """
     config = read_config(folder)
+    return load_parts(folder, config["pooling_kernel_size"], bottleneck_of(config), lambda d: quantizer_of(config, d))
+
+
+def load_parts(
+    folder: str | Path, pooling: int, bottleneck: Bottleneck, quantizer: Callable[[int], Quantizer] | None
+) -> tuple[WhisperVQEncoder, WhisperTextDecoder]:
+    """Released weights in parts of given settings (safetensors; nothing in the folder can execute).
+
+    Args:
+        folder: in the released form.
+        pooling: encoder positions averaged into one token.
+        bottleneck: where and how; what the folder was not trained with is refused.
+        quantizer: makes the quantiser; its updates are its own affair, its codebook is the released one.
+
+    Raises:
+        ValueError: the settings are not the folder's, or a tensor is missing or does not fit.
+    """
+    config = read_config(folder)
     whisper = WhisperConfig.from_dict(config)
     whisper._attn_implementation = "sdpa"
-    encoder = WhisperVQEncoder(
-        WhisperEncoder(whisper), config["pooling_kernel_size"], bottleneck_of(config), lambda d: quantizer_of(config, d)
-    )
+    encoder = WhisperVQEncoder(WhisperEncoder(whisper), pooling, bottleneck, quantizer)
+    _refuse_other_settings(folder, config, encoder)
     decoder = WhisperTextDecoder(WhisperDecoder(whisper))
-    state = load_file(Path(folder) / "model.safetensors")
-    _load(encoder, ours(state), folder, may_lack={"quantizer.num_updates", "quantizer.pool", "quantizer.frames_seen"})
+    state = read_weights(folder)
+    _load(encoder, ours(state), folder, may_lack=_OURS_ALONE)
     decoder_state = {n.removeprefix("model.decoder."): v for n, v in state.items() if n.startswith("model.decoder.")}
     _load(decoder, decoder_state, folder, may_lack=set())
+    if isinstance(encoder.quantizer, EmaVQ):
+        encoder.quantizer.skip_start()
     return encoder, decoder
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """All tensors of a folder, whole or in shards, as float32.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no model.safetensors nor shards of it")
+    return {name: tensor.float() for file in files for name, tensor in load_file(file).items()}
+
+
+def _refuse_other_settings(folder: str | Path, config: dict[str, Any], encoder: WhisperVQEncoder) -> None:
+    """A setting that changes what the weights compute must be the one they were trained with."""
+    released = bottleneck_of(config)
+    block = encoder.bottleneck.block_sec
+    rows = {
+        "clock.token_rate_hz": (POSITIONS_PER_SEC / encoder.pooling, POSITIONS_PER_SEC / config["pooling_kernel_size"]),
+        "bottleneck.after_layer": (encoder.after_layer, released.after_layer),
+        "bottleneck.pool_after": (encoder.pool_after, released.after_layer),
+        "bottleneck.block_sec": (block, released.block_sec),
+        "bottleneck.causal_convs": (encoder.bottleneck.causal_convs, released.causal_convs),
+        "bottleneck.second_positions": (encoder.bottleneck.second_positions, "first"),
+        "quantizer.num_codes": (encoder.quantizer and encoder.quantizer.num_codes, config["quantize_vocab_size"]),
+    }
+    lines = [
+        f"\n  {name}: {ours!r}, in the folder {theirs!r}" for name, (ours, theirs) in rows.items() if ours != theirs
+    ]
+    if lines:
+        raise ValueError(f"{folder} is a trained tokenizer, and the config differs from it:{''.join(lines)}")
 
 
 def _load(module: torch.nn.Module, state: dict[str, Tensor], folder: str | Path, may_lack: set[str]) -> None:

@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from speechlm.nn import glm4voice
 from speechlm.nn.log_mel import Floor, LogMel
 from speechlm.nn.losses import linear_cross_entropy
 from speechlm.nn.quantizer import Quantized
+from speechlm.nn.streaming_whisper import TokenStream
 from speechlm.nn.whisper_decoder import WhisperTextDecoder
 from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC, Bottleneck, QuantizerFactory, WhisperVQEncoder
 from speechlm.nn.whisper_text import WhisperText
@@ -32,7 +34,8 @@ class WhisperVQ(nn.Module):
     """Audio to speech tokens, and through them to text.
 
     Args:
-        whisper: name or folder of a Hugging Face Whisper checkpoint, tiny to large-v3.
+        whisper: name or folder of a Hugging Face Whisper checkpoint, tiny to large-v3, or a folder in the form of the released
+            GLM-4-Voice tokenizer, which goes on with its own codebook.
         clock: its token rate decides how many encoder positions are pooled.
         bottleneck: where the encoder is narrowed, and how it attends.
         quantizer: makes the quantiser for a width; None trains or runs without one.
@@ -50,13 +53,19 @@ class WhisperVQ(nn.Module):
         bare_prompt: bool = False,
     ) -> None:
         super().__init__()
-        model = WhisperForConditionalGeneration.from_pretrained(whisper, dtype=torch.float32)
+        pooling = clock.pooling(POSITIONS_PER_SEC)
+        config = WhisperConfig.from_pretrained(whisper)
+        if glm4voice.is_released(whisper):
+            parts = glm4voice.load_parts(whisper, pooling, bottleneck or Bottleneck(), quantizer)
+            self.encoder, self.decoder = parts
+        else:
+            model = WhisperForConditionalGeneration.from_pretrained(whisper, dtype=torch.float32).model
+            self.encoder = WhisperVQEncoder(model.encoder, pooling, bottleneck, quantizer)
+            self.decoder = WhisperTextDecoder(model.decoder)
         self.clock = clock
-        self.log_mel = LogMel(model.config.num_mel_bins, clock.samples_per_token, floor)
-        self.encoder = WhisperVQEncoder(model.model.encoder, clock.pooling(POSITIONS_PER_SEC), bottleneck, quantizer)
-        self.decoder = WhisperTextDecoder(model.model.decoder)
-        self.text = WhisperText.from_pretrained(whisper, model.config, bare_prompt)
-        self.max_samples = clock.num_samples(model.config.max_source_positions / POSITIONS_PER_SEC)
+        self.log_mel = LogMel(config.num_mel_bins, clock.samples_per_token, floor)
+        self.text = WhisperText.from_pretrained(whisper, config, bare_prompt)
+        self.max_samples = clock.samples_of_tokens(self.encoder.max_tokens)
 
     def score(self, audio: Tensor, audio_lens: Tensor, text_inputs: Tensor, quantize: bool = True) -> Scored:
         """(B, N) waveform, (B,) samples, (B, L) decoder inputs -> what the decoder makes of them."""
@@ -74,6 +83,10 @@ class WhisperVQ(nn.Module):
         Recordings longer than Whisper sees (30 s) are cut into pieces of that length that know nothing of each other.
         """
         return tokenize(self.log_mel, self.encoder, self.max_samples, audio, audio_lens)
+
+    def stream(self, approximate_floor: bool = False) -> TokenStream:
+        """Tokens of a recording that is still arriving, see `TokenStream`."""
+        return TokenStream(self.log_mel, self.encoder, approximate_floor)
 
     @torch.no_grad()
     def transcribe(

@@ -9,10 +9,12 @@ from torch import Tensor
 from torchmetrics.text import WordErrorRate
 
 from speechlm.batch import AudioBatch
+from speechlm.nn.glm4voice import is_released
 from speechlm.nn.log_mel import Floor
 from speechlm.nn.losses import IGNORED
 from speechlm.nn.masks import length_mask
 from speechlm.nn.quantizer import sum_over_ranks
+from speechlm.nn.streaming_whisper import TokenStream
 from speechlm.nn.whisper_encoder import Bottleneck, QuantizerFactory
 from speechlm.nn.whisper_source import Distillation, SourceForm, WhisperSource, logits_divergence, states_distance
 from speechlm.nn.whisper_text import normalise
@@ -30,14 +32,17 @@ class SpeechTokenizer(L.LightningModule):
 
     Args:
         clock: rates; 50, 25, 12.5 or 6.25 tokens per second.
-        whisper: name or folder of the Whisper checkpoint to start from.
+        whisper: name or folder of the Whisper checkpoint to start from, or a folder in the form of the released GLM-4-Voice
+            tokenizer, whose training then goes on.
         quantizer: class and settings; null trains the same model without a bottleneck.
         bottleneck: where the encoder is narrowed, and how it attends.
         optimizer: AdamW, learning rates by part, schedule.
         distillation: losses that hold the model to the unquantised one.
         floor: "clip" is Whisper's normalisation by the whole recording's maximum, "running" its causal form.
         bare_prompt: transcripts open with the start id only, as in the released tokenizer.
-        source_form: how the starting checkpoint was trained, see `WhisperSource`.
+        source: name or folder of the unquantised Whisper that the bottleneck is compared with and learns from; `whisper` itself
+            where null, and needed only where `whisper` is a tokenizer already.
+        source_form: how that Whisper was trained, see `WhisperSource`.
         codebook_window: optimizer steps over which usage and perplexity of the codebook are counted.
     """
 
@@ -51,6 +56,7 @@ class SpeechTokenizer(L.LightningModule):
         distillation: Distillation = Distillation(),  # noqa: B008
         floor: Floor = "clip",
         bare_prompt: bool = False,
+        source: str | None = None,
         source_form: SourceForm = "published",
         codebook_window: int = 50,
     ) -> None:
@@ -61,6 +67,9 @@ class SpeechTokenizer(L.LightningModule):
         self.optimizer_settings = optimizer
         self.optimizer_settings.freeze(self)
         self.distillation = distillation
+        self.source_name = source or (None if is_released(whisper) else whisper)
+        if distillation.active and self.source_name is None:
+            raise ValueError(f"{whisper} is quantised already; name the Whisper to distil from with `source`")
         self.source_form = source_form
         self.codebook_window = codebook_window
         self._source: tuple[WhisperSource, ...] = ()  # a tuple hides it from the module tree
@@ -84,6 +93,10 @@ class SpeechTokenizer(L.LightningModule):
         """(B, N) waveform, (B,) samples -> (B, T) speech tokens, -1 behind the end, and (B,) tokens."""
         return self.model.tokenize(audio, audio_lens)
 
+    def stream(self, approximate_floor: bool = False) -> TokenStream:
+        """Tokens of a recording that is still arriving: `push` it in pieces of any size, then `flush`."""
+        return self.model.stream(approximate_floor)
+
     def transcribe(self, audio: Tensor, audio_lens: Tensor, languages: list[str] | None = None) -> list[str]:
         """Greedy transcripts through the bottleneck."""
         return self.model.transcribe(audio, audio_lens, languages or [])
@@ -95,9 +108,15 @@ class SpeechTokenizer(L.LightningModule):
         return self.source().transcribe(audio, audio_lens, languages)
 
     def source(self) -> WhisperSource:
-        """The untouched starting model, loaded when first needed."""
+        """The unquantised starting model, untouched, loaded when first needed.
+
+        Raises:
+            ValueError: training went on from a tokenizer, and `source` does not say what that started from.
+        """
         if not self._source:
-            self._source = (WhisperSource(self.whisper, self.source_form),)
+            if self.source_name is None:
+                raise ValueError(f"{self.whisper} is quantised; name the Whisper it came from with `source`")
+            self._source = (WhisperSource(self.source_name, self.source_form),)
         return self._source[0].to(self.device)
 
     # -- training ------------------------------------------------------------------------------------------------------
