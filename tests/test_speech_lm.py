@@ -318,9 +318,14 @@ def test_losses_that_stay_no_numbers_end_the_run(tmp_path: Path):
 
 def test_a_strategy_that_can_not_clip_by_norm_is_refused(tmp_path: Path):
     stage = tiny_stage(tmp_path)
-    stage._trainer = type("Trainer", (), {"strategy": FSDPStrategy()})()
+    stage._trainer = type("Trainer", (), {"strategy": FSDPStrategy(), "precision": "32-true"})()
     with pytest.raises(ValueError, match="ModelParallelStrategy"):
         stage.configure_model()
+
+
+def test_a_precision_that_would_round_the_state_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="set trainer.precision to bf16-mixed, got bf16-true"):
+        fit(tiny_stage(tmp_path), [random_rows(1)], tmp_path, precision="bf16-true")
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,12 @@ def write_lm_config(folder: Path, kind: str = "qwen2", tied: bool = True, **chan
     return str(folder)
 
 
-def tiny_stage(folder: Path, kind: str = "qwen2", tied: bool = True, **changes: Any) -> SpeechLM:
+def tiny_stage(
+    folder: Path, kind: str = "qwen2", tied: bool = True, shape: dict[str, Any] | None = None, **changes: Any
+) -> SpeechLM:
     """The stage around a tiny random model."""
     settings: dict[str, Any] = {"vocab": VOCAB, "from_scratch": True, "loss_chunk": 5, **changes}
-    return SpeechLM(Clock(), lm=write_lm_config(folder / kind, kind, tied), **settings)
+    return SpeechLM(Clock(), lm=write_lm_config(folder / kind, kind, tied, **shape or {}), **settings)
 
 
 def random_rows(count: int, length: int = 24, seed: int = 0, losses: bool = True) -> RowBatch:

@@ -117,6 +117,11 @@ class SpeechLM(L.LightningModule):
 
     def configure_model(self) -> None:
         """Spread the weights over ranks, where the strategy has a mesh of them; Lightning calls this before every run."""
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                f"weights and rotary frequencies are kept in float32; set trainer.precision to bf16-mixed, got "
+                f"{self.trainer.precision}"
+            )
         if isinstance(self.trainer.strategy, FSDPStrategy):
             raise ValueError(
                 "FSDPStrategy can not clip by norm; use lightning.pytorch.strategies.ModelParallelStrategy"
