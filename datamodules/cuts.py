@@ -154,11 +154,20 @@ def write_cuts(cuts: Iterable[Cut], path: str | Path) -> int:
     """
     path = Path(path)
     folder = os.path.abspath(path.parent)
+    return write_lines((cut_line(cut, folder) for cut in cuts), path)
+
+
+def cut_line(cut: Cut, folder: str) -> bytes:
+    """The line of a cut in a manifest that lies in `folder`, an absolute path."""
+    return (json.dumps(_relative(cut.to_dict(), folder), ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def write_lines(content: Iterable[bytes], path: Path) -> int:
+    """Write lines, whole or not at all, packed by gzip where the name says so, the same bytes each time; their number."""
     count = 0
     with _atomic(path) as file:
-        for cut in cuts:
-            line = json.dumps(_relative(cut.to_dict(), folder), ensure_ascii=False) + "\n"
-            file.write(line.encode("utf-8"))
+        for line in content:
+            file.write(line)
             count += 1
     return count
 

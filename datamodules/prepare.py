@@ -3,6 +3,11 @@
 python -m datamodules.prepare librispeech --corpus data/LibriSpeech --out data/librispeech
 python -m datamodules.prepare libritts --corpus data/LibriTTS_R --out data/libritts
 python -m datamodules.prepare vctk --corpus data/VCTK-Corpus-0.92 --out data/vctk
+python -m datamodules.prepare aishell --corpus data/aishell --out data/aishell
+python -m datamodules.prepare gigaspeech --corpus data/GigaSpeech --out data/gigaspeech --subset XL
+python -m datamodules.prepare wenetspeech --corpus data/WenetSpeech --out data/wenetspeech --subset L
+python -m datamodules.prepare mls --corpus data/MLS --out data/mls --languages '[en, de]' --jobs 16
+python -m datamodules.prepare commonvoice --corpus data/cv-corpus-17.0-2024-03-15 --out data/commonvoice --languages '[en, zh-CN]'
 python -m datamodules.prepare emilia --corpus data/Emilia-Dataset --out data/emilia --languages '[en, zh]' --jobs 16
 """
 
@@ -11,12 +16,17 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from datamodules.recipes import emilia, librispeech, libritts, vctk
+from datamodules.recipes import aishell, commonvoice, emilia, gigaspeech, librispeech, libritts, mls, vctk, wenetspeech
 
 RECIPES: dict[str, Any] = {
     "librispeech": librispeech.prepare,
     "libritts": libritts.prepare,
     "vctk": vctk.prepare,
+    "aishell": aishell.prepare,
+    "gigaspeech": gigaspeech.prepare,
+    "wenetspeech": wenetspeech.prepare,
+    "mls": mls.prepare,
+    "commonvoice": commonvoice.prepare,
     "emilia": emilia.prepare,
 }
 

@@ -10,7 +10,6 @@ for each tar, so the work can be spread, interrupted and taken up again.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from datamodules.cuts import TarSlice, write_cuts
+from datamodules.recipes.part_writer import Tally
 from datamodules.tars import Member, read_member, walk
 
 AUDIO_SUFFIXES = (".mp3", ".flac", ".wav", ".ogg")
@@ -31,20 +31,10 @@ MAX_AUDIO_BYTES = 64 * 2**20
 
 
 @dataclass
-class Report:
+class Report(Tally):
     """What became of one tar, or of many added up."""
 
-    kept: int = 0
-    seconds: float = 0.0
-    left_out: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
-
-    def add(self, other: "Report") -> None:
-        """Add another tar's counts."""
-        self.kept += other.kept
-        self.seconds += other.seconds
-        self.left_out += other.left_out
-        self.failed += other.failed
 
 
 def prepare(
@@ -80,7 +70,7 @@ def prepare(
     else:
         with ProcessPoolExecutor(jobs) as pool:
             _sum_up(pool.map(work, tars), total)
-    print(f"{total.kept} recordings, {total.seconds / 3600:.2f} h; left out: {dict(total.left_out) or 'none'}")
+    print(total)
     if total.failed:
         raise ValueError(f"{len(total.failed)} of {len(tars)} tars could not be read:\n" + "\n".join(total.failed))
 
@@ -104,12 +94,14 @@ def prepare_tar(tar: Path, corpus: Path, out: Path, min_dnsmos: float, heldout_s
     write_cuts(chosen[False], out / "train" / name)
     report.kept = sum(map(len, chosen.values()))
     report.seconds = sum(cut.duration for cuts in chosen.values() for cut in cuts)
+    assert report.found == report.kept + report.left_out.total(), f"{tar}: {report}"
     return report
 
 
 def _sum_up(reports: Iterator[Report], total: Report) -> None:
     for report in reports:
         total.add(report)
+        total.failed += report.failed
 
 
 def _pairs(tar: Path, report: Report) -> Iterator[tuple[Member, Member]]:
@@ -122,8 +114,11 @@ def _pairs(tar: Path, report: Report) -> Iterator[tuple[Member, Member]]:
         if other is None or (other.suffix == ".json") == (member.suffix == ".json"):
             waiting[member.key] = member
         else:
+            report.found += 1
             yield (other, member) if member.suffix == ".json" else (member, other)
-    report.left_out["no pair of audio and JSON"] += len(waiting)
+    report.found += len(waiting)
+    if waiting:
+        report.left_out["no pair of audio and JSON"] += len(waiting)
 
 
 def _cut(tar: Path, audio: Member, text: Member, min_dnsmos: float, report: Report) -> MonoCut | None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lhotse.recipes import prepare_libritts
 
-from datamodules.recipes.parts import write_parts
+from datamodules.recipes.layout import require_parts
+from datamodules.recipes.parts import inventory, lhotse_reads, write_parts
 
 PARTS = (
     "dev-clean", "dev-other", "test-clean", "test-other", "train-clean-100", "train-clean-360", "train-other-500",
@@ -19,16 +20,18 @@ def prepare(corpus: Path, out: Path, parts: list[str] | None = None, jobs: int =
         out: where the manifests go; inside or above the corpus they name its files relatively, so that both can move together.
         parts: such as train-clean-100; all that are there by default.
         jobs: threads that read the files' headers.
-        seed: of the shuffle.
+        seed: of the order.
 
     Raises:
-        ValueError: nothing of the corpus is there, or a part that was asked for is not.
+        ValueError: nothing of the corpus is there, a part that was asked for is not, or a file is damaged.
     """
-    there = [part for part in PARTS if (corpus / part).is_dir()]
-    missing = [part for part in parts or [] if part not in there]
-    if not there or missing:
-        raise ValueError(
-            f"there is no {', '.join(missing) or 'part of LibriTTS'} at {corpus}; known are {', '.join(PARTS)}; fetch the corpus "
-            "from openslr.org/60 or openslr.org/141 and unpack it"
-        )
-    write_parts(prepare_libritts(corpus, dataset_parts=parts or there, num_jobs=jobs), out, seed)
+    chosen = require_parts(corpus, parts, PARTS, "LibriTTS", "openslr.org/60 or openslr.org/141")
+    with lhotse_reads(corpus):
+        found = prepare_libritts(corpus, dataset_parts=chosen, num_jobs=jobs)
+    write_parts(found, out, seed, names={part: _names(corpus / part) for part in chosen})
+
+
+def _names(part: Path) -> dict[str, str]:
+    tables = (path.read_text(encoding="utf-8").splitlines() for path in part.rglob("[!.]*.trans.tsv"))
+    texts = (line.split("\t")[0] for lines in tables for line in lines if line.strip())
+    return inventory((path.stem for path in part.rglob("[!.]*.wav")), texts)

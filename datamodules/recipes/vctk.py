@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lhotse.recipes import prepare_vctk
 
-from datamodules.recipes.parts import cuts_of, write_shuffled
+from datamodules.recipes.layout import require
+from datamodules.recipes.parts import cuts_of, inventory, lhotse_reads, write_shuffled
 
 HELD_OUT = ["p226", "p228", "p241", "p362"]  # two men, two women, four accents
 
@@ -17,23 +18,27 @@ def prepare(corpus: Path, out: Path, heldout: list[str] = HELD_OUT, microphone: 
         out: where the manifests go.
         heldout: speakers to keep out of training.
         microphone: mic1 or mic2 of the two that recorded everything.
-        seed: of the shuffle.
+        seed: of the order.
 
     Raises:
         ValueError: the corpus is not there, or holds out speakers that it has not.
     """
-    wanted = [name for name in ("wav48_silence_trimmed", "txt", "speaker-info.txt") if not (corpus / name).exists()]
-    if wanted:
-        raise ValueError(
-            f"there is no {', '.join(wanted)} at {corpus}; fetch VCTK 0.92 from datashare.ed.ac.uk and unpack it"
-        )
-    cuts = cuts_of(prepare_vctk(corpus, use_edinburgh_vctk_url=True, mic_id=microphone), "en")
+    require(corpus, ("wav48_silence_trimmed", "txt", "speaker-info.txt"), "VCTK 0.92", "datashare.ed.ac.uk")
+    with lhotse_reads(corpus):
+        cuts = cuts_of(prepare_vctk(corpus, use_edinburgh_vctk_url=True, mic_id=microphone), "en")
     speakers = {cut.supervisions[0].speaker for cut in cuts}
     unknown = [name for name in heldout if name not in speakers]
     if unknown:
         raise ValueError(
             f"the corpus has no speaker {', '.join(unknown)} to hold out; it has {', '.join(sorted(speakers))}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_shuffled([c for c in cuts if c.supervisions[0].speaker not in heldout], out / "train.jsonl.gz", seed)
-    write_shuffled([c for c in cuts if c.supervisions[0].speaker in heldout], out / "heldout.jsonl.gz", seed)
+    names = _names(corpus, microphone)
+    for part, wanted in (("train", False), ("heldout", True)):
+        chosen = [cut for cut in cuts if (cut.supervisions[0].speaker in heldout) == wanted]
+        there = {name: why for name, why in names.items() if (name.split("_")[0] in heldout) == wanted}
+        write_shuffled(chosen, out / f"{part}.jsonl.gz", seed, there)
+
+
+def _names(corpus: Path, microphone: str) -> dict[str, str]:
+    audio = (path.stem for path in (corpus / "wav48_silence_trimmed").rglob(f"*_{microphone}.flac"))
+    return inventory(audio, (f"{path.stem}_{microphone}" for path in (corpus / "txt").rglob("*.txt")))
