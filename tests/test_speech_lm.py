@@ -20,7 +20,7 @@ from speechlm.nn.lora import Lora, LoraLinear, merge_lora
 from speechlm.stages.optim import AdamWSettings
 from speechlm.stages.speech_lm import SpeechLM
 from tests import two_ranks
-from tests.tiny_lm import CONFIGS, VOCAB, Gradients, Rows, part, random_rows, tiny_stage
+from tests.tiny_lm import CONFIGS, VOCAB, Gradients, Rows, random_rows, tiny_stage
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*weights_only.*")
@@ -324,7 +324,7 @@ def test_a_strategy_that_can_not_clip_by_norm_is_refused(tmp_path: Path):
 
 
 def test_a_precision_that_would_round_the_state_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="set trainer.precision to bf16-mixed, got bf16-true"):
+    with pytest.raises(ValueError, match=r"set trainer\.precision to bf16-mixed, got bf16-true"):
         fit(tiny_stage(tmp_path), [random_rows(1)], tmp_path, precision="bf16-true")
 
 
