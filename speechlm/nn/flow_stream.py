@@ -213,15 +213,15 @@ class WindowStream(MelStream):
         lens, mel_lens = (torch.full_like(self.seeds, n) for n in (window.shape[1], width))
         z = torch.cat([self._noise(heard, start), z], dim=2)
         mel = self.network.follow(z, window, lens, mel_lens, known, self.speakers, self.sampling)
-        self.tokens, self.mel = window, self._told(mel, self._frame(heard))
+        given = self._given(self._frame(heard), before, mel.shape[2])
+        self.tokens, self.mel = window, torch.cat([self.mel, given, mel[:, :, before + given.shape[2] :]], dim=2)
         return mel[:, :, before:]
 
-    def _told(self, mel: Tensor, first: int) -> Tensor:
-        """The window's mel, the prompt's own where there is one."""
-        if self.known is not None and self.known.shape[2] > first:
-            part = self.network.denormalised(self.known[:, :, first : first + mel.shape[2]])
-            mel = torch.cat([part, mel[:, :, part.shape[2] :]], dim=2)
-        return mel
+    def _given(self, heard: int, before: int, width: int) -> Tensor:
+        """(B, M, F) of the prompt's own mel, where frames from `heard` + `before` on to `heard` + `width` are its."""
+        if self.known is None:
+            return self.mel[:, :, :0]
+        return self.network.denormalised(self.known[:, :, heard + before : heard + width])
 
     def _shorten(self, start: int) -> int:
         """Forget what lies before the window of a chunk from token `start` on; the number of the window's first token."""

@@ -195,6 +195,7 @@ class TokenToMel(nn.Module):
             speakers: (B, S).
             training: what is taken away.
         """
+        mel = mel[:, :, : int(mel_lens.max())]
         real = length_mask(mel_lens, mel.shape[2])
         x_1 = self.normalised(mel) * real[:, None]
 
