@@ -56,25 +56,36 @@ class LogMel(nn.Module):
     def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N) waveform and (B,) samples -> (B, M, F) features, zero behind each recording's end, and (B,) frames."""
         padded_lens = (audio_lens + self.pad_to - 1) // self.pad_to * self.pad_to
-        frames = self._frames(audio.float(), audio_lens, padded_lens)
-        with torch.autocast(audio.device.type, enabled=False):
-            spectrum = torch.stft(frames, N_FFT, HOP, window=self.window, center=False, return_complex=True)
-            power = spectrum[..., :-1].abs().square()  # Whisper drops the last frame
-            mel = torch.einsum("bkf,km->bmf", power, self.filters).clamp(min=1e-10).log10()
+        extended = self._extended(audio.float(), audio_lens, padded_lens)
+        mel = self.log_power(extended[:, :-HOP])  # Whisper drops the last frame
         mel_lens = padded_lens // HOP
         real = length_mask(mel_lens, mel.shape[-1])[:, None]
-        mel = torch.maximum(mel, self._maximum(mel.masked_fill(~real, -torch.inf)) - DYNAMIC_RANGE)
-        return ((mel + 4.0) / 4.0).masked_fill(~real, 0.0), mel_lens
+        mel = self.floored(mel, self.loudest(mel.masked_fill(~real, -torch.inf)))
+        return mel.masked_fill(~real, 0.0), mel_lens
 
-    def _maximum(self, mel: Tensor) -> Tensor:
+    def log_power(self, audio: Tensor) -> Tensor:
+        """(B, 400 + n * 160) samples -> (B, M, n + 1) log10 of the power in each band, one frame per whole window."""
+        with torch.autocast(audio.device.type, enabled=False):
+            spectrum = torch.stft(audio, N_FFT, HOP, window=self.window, center=False, return_complex=True)
+            power = spectrum.abs().square()
+            return torch.einsum("bkf,km->bmf", power, self.filters).clamp(min=1e-10).log10()
+
+    @staticmethod
+    def floored(mel: Tensor, loudest: Tensor) -> Tensor:
+        """(B, M, F) log power, and what the dynamic range hangs from -> features."""
+        return (torch.maximum(mel, loudest - DYNAMIC_RANGE) + 4.0) / 4.0
+
+    def loudest(self, mel: Tensor) -> Tensor:
         """(B, M, F) -> (B, 1, 1) or (B, 1, F): what the dynamic range hangs from."""
         loudest = mel.amax(dim=1, keepdim=True)
         return loudest.amax(dim=2, keepdim=True) if self.floor == "clip" else loudest.cummax(dim=2).values
 
-    def _frames(self, audio: Tensor, audio_lens: Tensor, padded_lens: Tensor) -> Tensor:
+    def _extended(self, audio: Tensor, audio_lens: Tensor, padded_lens: Tensor) -> Tensor:
         """(B, N) -> (B, N' + 400): zeros behind the end, both edges of each recording mirrored as a centred STFT does."""
         edge = N_FFT // 2
-        width = int(padded_lens.max())
+        width = max(
+            int(padded_lens.max()), self.pad_to
+        )  # a recording of no samples has no frames, but an edge to mirror
         audio = F.pad(audio, (0, max(0, width - audio.shape[1])))[:, :width]
         audio = audio * length_mask(audio_lens, width)
         mirrored = (
