@@ -1,7 +1,7 @@
 """A run's weights as a folder for others: `python -m speechlm.export --run runs/<name> --out <folder> [--format glm4voice]`.
 
-`whisper`: a speech tokenizer trained without a quantiser (`quantizer: null` at 50 Hz), which is a plain Hugging Face Whisper, to
-start other runs from. `glm4voice`: a speech tokenizer in the form of the released GLM-4-Voice tokenizer, for its code and for ours.
+`whisper`: a speech tokenizer trained without a quantiser (`quantizer: null` at 50 Hz), which is a plain Hugging Face Whisper,
+to start other runs from. `glm4voice`: a speech tokenizer in the form of the released GLM-4-Voice tokenizer, for its code and ours.
 """
 
 import argparse

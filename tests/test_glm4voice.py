@@ -15,11 +15,12 @@ from speechlm.nn.masks import length_mask
 from speechlm.nn.released_vq import ReleasedVQ
 from speechlm.nn.whisper_encoder import Bottleneck
 from speechlm.nn.whisper_vq import WhisperVQ
+from speechlm.tokenizers import Glm4VoiceTokens
 from speechlm.tokens.clock import Clock
 from tests.tiny_whisper import make_tiny_whisper
 
 GOLDEN = Path(__file__).parent / "golden" / "glm4voice_tokenizer"
-RELEASED = Bottleneck(after_layer=2, block_sec=0.16, second_positions="first")
+RELEASED = Bottleneck(after_layer=2, block_sec=0.16, second_positions="first", padded_end="masked")
 
 
 def released_vq(dim: int) -> ReleasedVQ:
@@ -116,6 +117,7 @@ def test_settings_that_are_not_the_folders_are_named():
         "bottleneck.after_layer: 1, in the folder 2",
         "bottleneck.block_sec: 4.0, in the folder 0.16",
         "bottleneck.second_positions: 'moved', in the folder 'first'",
+        "bottleneck.padded_end: 'heard', in the folder 'masked'",
         "quantizer.num_codes: 32, in the folder 64",
     ):
         assert line in str(refused.value)
@@ -168,7 +170,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def grown(plain: str, quantizer=lambda dim: EmaVQ(dim, 16, init="random", commitment=10.0), **settings) -> WhisperVQ:
     """A model that began as a plain Whisper."""
-    bottleneck = Bottleneck(**{"block_sec": 2.0, "second_positions": "first", **settings})
+    bottleneck = Bottleneck(**{"block_sec": 2.0, "second_positions": "first", "padded_end": "masked", **settings})
     return WhisperVQ(plain, Clock(), bottleneck, quantizer).eval()
 
 
@@ -177,9 +179,7 @@ def test_a_model_grown_from_a_plain_whisper_is_read_as_a_released_one(plain: str
     save_tokenizer(model, plain, tmp_path)
     assert is_released(tmp_path) and not is_released(plain)
     assert read_config(tmp_path).keys() == read_config(GOLDEN).keys()
-    again = WhisperVQ(
-        str(tmp_path), Clock(), Bottleneck(1, block_sec=2.0, second_positions="first"), lambda d: ReleasedVQ(d, 16)
-    )
+    again = WhisperVQ(str(tmp_path), Clock(), model.encoder.bottleneck, lambda d: ReleasedVQ(d, 16))
     audio = 0.1 * torch.randn(2, 30_000, generator=torch.Generator().manual_seed(0))
     lens = torch.tensor([30_000, 17_000])
     torch.testing.assert_close(again.eval().tokenize(audio, lens), model.tokenize(audio, lens), atol=0, rtol=0)
@@ -201,6 +201,7 @@ def test_exported_config_states_what_was_trained(plain: str, tmp_path: Path):
     ("quantizer", "settings", "reason"),
     [
         (lambda dim: EmaVQ(dim, 16, init="random"), {"second_positions": "moved"}, "second_positions"),
+        (lambda dim: EmaVQ(dim, 16, init="random"), {"padded_end": "heard"}, "padded_end"),
         (lambda dim: EmaVQ(dim, 16, init="random"), {"after_layer": 2, "pool_after": 1}, "pools after layer 1"),
         (lambda dim: EmaVQ(dim, 16), {}, "has not been made yet"),
         (lambda dim: FSQ(dim, levels=[4, 4]), {}, "FSQ"),
@@ -216,3 +217,14 @@ def test_what_the_released_code_can_not_compute_is_refused(plain: str, tmp_path:
 def test_other_features_than_the_released_are_refused(plain: str):
     model = WhisperVQ(plain, Clock(), RELEASED, lambda d: EmaVQ(d, 16, init="random"), floor="running")
     assert any("floor: running" in reason for reason in why_not(model))
+
+
+def test_recordings_give_the_released_tokens_whatever_they_are_batched_with():
+    expected = load_file(GOLDEN / "expected_audio.safetensors")
+    rows = [expected[f"audio{i}"] for i in range(5)]
+    tokens, lens = Glm4VoiceTokens(str(GOLDEN)).tokenize(
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+    )
+    assert [row[:n].tolist() for row, n in zip(tokens, lens, strict=True)] == [
+        expected[f"ids{i}"].tolist() for i in range(5)
+    ]

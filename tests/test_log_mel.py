@@ -24,11 +24,16 @@ def test_a_batch_gives_what_transformers_gives_each_recording_alone(bins: int):
     extractor = WhisperFeatureExtractor(feature_size=bins)
     mel, mel_lens = LogMel(bins)(*batch_of(recordings()))
     for i, row in enumerate(recordings()):
-        expected = extractor(
-            row.numpy(), sampling_rate=16000, padding="longest", pad_to_multiple_of=1280, return_tensors="np"
-        )["input_features"][0]
-        assert expected.shape == (bins, mel_lens[i])
-        np.testing.assert_allclose(mel[i, :, : mel_lens[i]].numpy(), expected, atol=1e-4)
+        settings = {
+            "padding": "longest",
+            "pad_to_multiple_of": 1280,
+            "return_attention_mask": True,
+            "return_tensors": "np",
+        }
+        expected = extractor(row.numpy(), sampling_rate=16000, **settings)
+        frames = expected["input_features"].shape[2]
+        np.testing.assert_allclose(mel[i, :, :frames].numpy(), expected["input_features"][0], atol=1e-4)
+        assert mel_lens[i] == expected["attention_mask"].sum()
 
 
 def test_thirty_padded_seconds_are_whisper_s_own_features():
@@ -39,10 +44,10 @@ def test_thirty_padded_seconds_are_whisper_s_own_features():
     np.testing.assert_allclose(mel.numpy(), expected["input_features"], atol=1e-4)
 
 
-def test_frames_behind_the_end_are_zero():
+def test_frames_behind_the_last_whole_token_are_zero():
     mel, mel_lens = LogMel(80)(*batch_of(recordings()))
-    for row, length in zip(mel, mel_lens, strict=True):
-        assert torch.all(row[:, length:] == 0)
+    for row, length in zip(mel, -(-mel_lens // 8) * 8, strict=True):
+        assert torch.all(row[:, length:] == 0) and torch.any(row[:, length - 1] != 0)
 
 
 def test_a_loud_end_changes_the_beginning_only_where_the_floor_hangs_from_the_whole_recording():

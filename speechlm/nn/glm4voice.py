@@ -53,6 +53,7 @@ def bottleneck_of(config: dict[str, Any]) -> Bottleneck:
         block_sec=block / POSITIONS_PER_SEC if block else None,
         causal_convs=config["encoder_causal_convolution"],
         second_positions="first",
+        padded_end="masked",
     )
 
 
@@ -144,7 +145,8 @@ def _refuse_other_settings(folder: str | Path, config: dict[str, Any], encoder: 
         "bottleneck.pool_after": (encoder.pool_after, released.after_layer),
         "bottleneck.block_sec": (block, released.block_sec),
         "bottleneck.causal_convs": (encoder.bottleneck.causal_convs, released.causal_convs),
-        "bottleneck.second_positions": (encoder.bottleneck.second_positions, "first"),
+        "bottleneck.second_positions": (encoder.bottleneck.second_positions, released.second_positions),
+        "bottleneck.padded_end": (encoder.bottleneck.padded_end, released.padded_end),
         "quantizer.num_codes": (encoder.quantizer and encoder.quantizer.num_codes, config["quantize_vocab_size"]),
     }
     lines = [

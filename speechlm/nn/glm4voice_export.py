@@ -26,7 +26,7 @@ WHISPER_KEYS = (
     "max_target_positions", "median_filter_width", "model_type", "num_hidden_layers", "num_mel_bins", "pad_token_id",
     "scale_embedding", "transformers_version", "use_cache", "use_weighted_layer_sum", "vocab_size",
 )  # fmt: skip
-#: What belongs to a Whisper beside its weights, copied as it is: newer libraries write some of it in forms that old ones can not read.
+#: What a Whisper has beside its weights, copied as it is: newer libraries write some of it in forms that old ones can not read.
 SIDE_FILES = (
     "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "added_tokens.json", "special_tokens_map.json", "normalizer.json",
@@ -71,6 +71,8 @@ def why_not(model: WhisperVQ) -> list[str]:
         reasons.append("it was trained with `bottleneck.second_positions: moved`, the released form is `first`")
     if encoder.pool_after != encoder.after_layer:
         reasons.append(f"it pools after layer {encoder.pool_after}, before the quantizer after {encoder.after_layer}")
+    if encoder.bottleneck.padded_end != "masked":
+        reasons.append("it was trained with `bottleneck.padded_end: heard`, the released form is `masked`")
     if model.log_mel.floor != "clip":
         reasons.append(f"it was trained with `floor: {model.log_mel.floor}`, the released features are `clip`")
     return reasons

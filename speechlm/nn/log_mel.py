@@ -54,14 +54,21 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
     def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) waveform and (B,) samples -> (B, M, F) features, zero behind each recording's end, and (B,) frames."""
+        """Log-mel of a batch.
+
+        Args:
+            audio: (B, N) waveform.
+            audio_lens: (B,) samples.
+
+        Returns:
+            (B, M, F) features, zero behind each recording's last whole token, and (B,) frames that have audio in them.
+        """
         padded_lens = (audio_lens + self.pad_to - 1) // self.pad_to * self.pad_to
         extended = self._extended(audio.float(), audio_lens, padded_lens)
         mel = self.log_power(extended[:, :-HOP])  # Whisper drops the last frame
-        mel_lens = padded_lens // HOP
-        real = length_mask(mel_lens, mel.shape[-1])[:, None]
+        real = length_mask(padded_lens // HOP, mel.shape[-1])[:, None]
         mel = self.floored(mel, self.loudest(mel.masked_fill(~real, -torch.inf)))
-        return mel.masked_fill(~real, 0.0), mel_lens
+        return mel.masked_fill(~real, 0.0), -(-audio_lens // HOP)
 
     def log_power(self, audio: Tensor) -> Tensor:
         """(B, 400 + n * 160) samples -> (B, M, n + 1) log10 of the power in each band, one frame per whole window."""

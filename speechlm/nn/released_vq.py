@@ -1,8 +1,8 @@
 """The released tokenizer's own codebook update, for going on with its training exactly as it was trained.
 
 Source: the released GLM-4-Voice tokenizer (speech_tokenizer/modeling_whisper.py). It differs from `EmaVQ`, which has its reasons,
-in four things. Every forward pass in training moves the averages, so micro-batches of one optimizer step count one by one. A code is
-dead below `decay ** restart_every`, however small the batches. Each rank restarts its own segment of the codebook from its own
+in four things. Every forward pass in training moves the averages, so micro-batches of one optimizer step count one by one. A code
+is dead below `decay ** restart_every`, however small the batches. Each rank restarts its own segment of the codebook from its own
 frames, so the codebook depends on the number of ranks. A restarted code counts 1.
 """
 

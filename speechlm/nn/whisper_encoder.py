@@ -22,6 +22,7 @@ POSITIONS_PER_SEC = 50.0  # two mel frames per encoder position
 
 QuantizerFactory = Callable[[int], Quantizer]
 SecondPositions = Literal["moved", "first"]
+PaddedEnd = Literal["heard", "masked"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Bottleneck:
             nothing but the quantiser is new. "first": vectors keep their positions and the learnt table starts from Whisper's
             first rows, as released; the sum of two positions is new to the layers above, and whisper-tiny.en's loss at 12.5 Hz
             then starts at 6 to 9 instead of 0.2, before any quantisation.
+        padded_end: what attention makes of the silence that fills a recording up to its last whole token. "heard": it is heard like
+            the recording. "masked": nothing looks at it, as released, though it is pooled into the last token all the same.
         activation_checkpointing: recompute each layer in the backward pass; less memory for a third more arithmetic.
     """
 
@@ -47,11 +50,14 @@ class Bottleneck:
     block_sec: float | None = 4.0
     causal_convs: bool = True
     second_positions: SecondPositions = "moved"
+    padded_end: PaddedEnd = "heard"
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.second_positions not in ("moved", "first"):
             raise ValueError(f"second_positions must be 'moved' or 'first', got {self.second_positions!r}")
+        if self.padded_end not in ("heard", "masked"):
+            raise ValueError(f"padded_end must be 'heard' or 'masked', got {self.padded_end!r}")
 
 
 class Encoded(NamedTuple):
@@ -123,12 +129,13 @@ class WhisperVQEncoder(nn.Module):
 
     def below(self, mel: Tensor, mel_lens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M, F) log-mel and (B,) frames -> (B, T, D) pooled vectors, one per speech token, and (B,) tokens."""
-        x = self._convs(mel, mel_lens)
-        lens = (mel_lens + 1) // 2
+        num_tokens = -(-mel_lens // (2 * self.pooling))
+        x = self._convs(mel, num_tokens * 2 * self.pooling)
+        lens = num_tokens * self.pooling if self.bottleneck.padded_end == "heard" else (mel_lens + 1) // 2
         self._check_length(x.shape[1])
         positions = visible(lens, x.shape[1], self.block_positions, x.dtype, self.attention)
         x = self._run(self.layers[: self.pool_after], x + self.positions(0, x.shape[1]).to(x), positions)
-        x, lens = self.pool(x), -(-lens // self.pooling)
+        x, lens = self.pool(x), num_tokens
         if self.pool_after < self.after_layer:
             tokens = visible(lens, x.shape[1], self.block_tokens, x.dtype, self.attention)
             x = self._run(self.layers[self.pool_after : self.after_layer], x, tokens)
@@ -159,7 +166,7 @@ class WhisperVQEncoder(nn.Module):
         return x - self.pooled_positions[start : start + x.shape[1]].to(x)
 
     def _convs(self, mel: Tensor, mel_lens: Tensor) -> Tensor:
-        """(B, M, F) -> (B, S, D), S = ceil(F / 2)."""
+        """(B, M, F) log-mel and (B,) frames of whole tokens -> (B, S, D), S = ceil(F / 2)."""
         pad = (2, 0) if self.bottleneck.causal_convs else (1, 1)
         x = F.gelu(self.conv1(F.pad(mel, pad)))
         if not self.bottleneck.causal_convs:  # what lies behind a recording's end must read as the zeros of a lone one
