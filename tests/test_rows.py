@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +63,7 @@ def test_every_flipped_bit_is_found_when_all_is_verified(tmp_path: Path):
 def test_a_flipped_bit_of_a_row_is_found_when_the_row_is_read_and_other_rows_are_not_held_up(tmp_path: Path):
     path = write_file(tmp_path / "a.rows", 3)
     sections = RowFile(path).header["sections"]
-    for name, width in [("ids", ROW_LEN * 2), ("document_ends", 8), ("loss_spans", 16), ("row_crc", 4)]:
+    for name, width in [("ids", ROW_LEN * 2), ("document_ends", 8), ("loss_spans", 16), ("row_sums", 8)]:
         good = path.read_bytes()
         for byte in range(sections[name]["offset"] + width, sections[name]["offset"] + 2 * width):
             damaged = bytearray(good)
@@ -184,3 +186,25 @@ def test_files_of_different_vocabularies_do_not_mix(tmp_path: Path):
     files = [write_file(tmp_path / "a.rows", 1), write_file(tmp_path / "b.rows", 1, vocab=other)]
     with pytest.raises(ValueError, match=rf"b\.rows was made as .*{other.hash}.*a\.rows as .*{VOCAB.hash}"):
         index_of(files)
+
+
+def test_the_reader_in_the_docs_reads_what_is_written(tmp_path: Path):
+    page = (Path(__file__).parents[1] / "docs" / "rows.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 32
+    (tmp_path / "reader.py").write_text(code)
+    reader = runpy.run_path(str(tmp_path / "reader.py"))
+    path = write_file(tmp_path / "a.rows", 3, 40)
+    header, parts = reader["open_rows"](path)
+    assert header["rows"] == 3
+    for i in range(3):
+        assert all(
+            np.array_equal(a, b) for a, b in zip(reader["read_row"](parts, i), RowFile(path).row(i), strict=True)
+        )
+    path.write_bytes(path.read_bytes().replace(bytes([41, 0]), bytes([42, 0]), 1))
+    _, parts = reader["open_rows"](path)
+    with pytest.raises(ValueError, match="row 1 is damaged"):
+        reader["read_row"](parts, 1)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises((ValueError, struct.error)):
+        reader["open_rows"](path)

@@ -1,5 +1,6 @@
 """The stream of rows: the same for every world size, resumed exactly, mixed as the config says."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from torch import nn
 
+from callbacks.checkpoint import Checkpoints
 from datamodules.mixture import Anneal, Lesson, RowSource, shares
 from datamodules.rows import RowsDataModule
 from speechlm.batch import RowBatch
@@ -299,3 +303,35 @@ def test_the_mask_and_ids_are_the_files_in_every_row(folders: dict[str, str]):
         for i, (source, row) in enumerate(zip(sources, rows, strict=True)):
             stored = data.stream.folders[source].row(int(row))
             assert np.array_equal(stored.ids, batch.ids[i].numpy())
+
+
+def test_the_recipe_in_the_docs_is_one_that_the_data_module_takes():
+    page = (Path(__file__).parents[1] / "docs" / "rows.md").read_text(encoding="utf-8")
+    settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])["data"]["init_args"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RowsDataModule, "data")
+    data = parser.instantiate(parser.parse_object({"data": {**settings, "clock": {}}})).data
+    sizes = [10**8, 10**8, 3_845_000, 900_000, 900_000, 45_000_000, 45_000_000]
+    weights = dict(zip([s.label for s in data.sources], shares(data.sources, sizes, int(1e12 // 8192)), strict=True))
+    assert weights["text_en"] + weights["text_zh"] == pytest.approx(0.3)
+    assert weights["speech"] == pytest.approx(3_845_000 * 8192 / 1e12, rel=1e-3)
+    assert weights["interleaved_en"] == weights["interleaved_zh"] and sum(weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_checkpoints_saved_inside_training_resume_at_the_next_row(folders: dict[str, str], tmp_path: Path, step: int):
+    def run(name: str, steps: int, resume: Path | None = None) -> list[list[int]]:
+        stage = Memory()
+        saved = Checkpoints(str(tmp_path / name), every_n_steps=1, keep=-1)
+        trainer = L.Trainer(
+            max_steps=steps, accelerator="cpu", devices=1, logger=False, callbacks=[saved], limit_val_batches=1,
+            val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0, accumulate_grad_batches=2,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        data = module(folders, val={"held out": folders["mixed"]})
+        trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=False)
+        return stage.seen
+
+    whole = run("whole", 6)
+    resumed = run("resumed", 6, tmp_path / "whole" / f"step-{step:08d}.ckpt")
+    assert resumed == whole[2 * step :]

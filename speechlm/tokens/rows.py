@@ -9,8 +9,8 @@ One file, little-endian, nothing in it but numbers and a JSON header at its end,
       documents_until  (R + 1,) uint64, row i has documents [documents_until[i], documents_until[i + 1])
       loss_spans       (L, 2) uint32, [begin, end) of positions of a row that are to be predicted
       spans_until      (R + 1,) uint64, as documents_until
-      row_crc          (R,) uint32, CRC-32 of a row's ids, document ends and loss spans, in this order
-    header           JSON: the vocabulary's hash, counts, and place, type, shape and CRC-32 of every section
+      row_sums         (R,) uint64, XXH3 (64 bits) of a row's ids, document ends and loss spans, in this order
+    header           JSON: the vocabulary's hash, counts, and place, type, shape and XXH3 of every section
     last 20 bytes    length of the header (uint64), CRC-32 of the header (uint32), "SPLMDONE"
 
 A file without its last eight bytes is not a whole file. A folder of files has an `index.json` that names them, written when the
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from speechlm.files import atomic_file, write_text_atomic
 
@@ -40,7 +41,7 @@ VERSION = 1
 SUFFIX = ".rows"
 INDEX = "index.json"
 SECTIONS = {
-    "document_ends": "<u4", "documents_until": "<u8", "loss_spans": "<u4", "spans_until": "<u8", "row_crc": "<u4",
+    "document_ends": "<u4", "documents_until": "<u8", "loss_spans": "<u4", "spans_until": "<u8", "row_sums": "<u8",
 }  # fmt: skip
 #: Header fields that all files of a folder have in common.
 SHARED = ("version", "vocab_hash", "vocab_size", "row_len", "token_rate_hz", "source", "kind", "language")
@@ -69,8 +70,8 @@ class RowWriter:
     vocab_size: int
     ends: list[np.ndarray] = field(default_factory=list)
     spans: list[np.ndarray] = field(default_factory=list)
-    crcs: list[int] = field(default_factory=list)
-    ids_crc: int = 0
+    sums: list[int] = field(default_factory=list)
+    ids_sum: Any = field(default_factory=xxh3_64)
 
     @property
     def dtype(self) -> np.dtype:
@@ -96,21 +97,21 @@ class RowWriter:
             raise ValueError(f"id {low if low < 0 else high} is outside the vocabulary of {self.vocab_size} ids")
         data = np.ascontiguousarray(ids, self.dtype)
         self.file.write(data.data)
-        self.ids_crc = zlib.crc32(data.data, self.ids_crc)
-        self.crcs.append(_row_crc(data, ends, spans))
+        self.ids_sum.update(data.data)
+        self.sums.append(_row_sum(data, ends, spans))
         self.ends.append(ends)
         self.spans.append(spans)
 
     def finish(self, header: dict[str, Any]) -> None:
         """The sections behind the ids, the header and the mark that the file is whole."""
-        shape = [len(self.crcs), self.row_len]
-        ids = {"offset": ALIGN, "dtype": self.dtype.str, "shape": shape, "crc32": self.ids_crc}
+        shape = [len(self.sums), self.row_len]
+        ids = {"offset": ALIGN, "dtype": self.dtype.str, "shape": shape, "xxh3": self.ids_sum.hexdigest()}
         arrays = {
             "document_ends": _joined(self.ends, (0,)),
             "documents_until": _until(self.ends),
             "loss_spans": _joined(self.spans, (0, 2)),
             "spans_until": _until(self.spans),
-            "row_crc": np.array(self.crcs, "<u4"),
+            "row_sums": np.array(self.sums, "<u8"),
         }
         sections = {"ids": ids, **{name: self._section(array) for name, array in arrays.items()}}
         self._align()
@@ -120,7 +121,12 @@ class RowWriter:
     def _section(self, array: np.ndarray) -> dict[str, Any]:
         place = self._align()
         self.file.write(array.tobytes())
-        return {"offset": place, "dtype": array.dtype.str, "shape": list(array.shape), "crc32": zlib.crc32(array.data)}
+        return {
+            "offset": place,
+            "dtype": array.dtype.str,
+            "shape": list(array.shape),
+            "xxh3": xxh3_64_hexdigest(array.data),
+        }
 
     def _align(self) -> int:
         self.file.write(bytes(-self.file.tell() % ALIGN))
@@ -145,7 +151,7 @@ def row_writer(
         writer = RowWriter(file, row_len, vocab_size)
         yield writer
         fixed = {"version": VERSION, "vocab_hash": vocab_hash, "vocab_size": vocab_size, "row_len": row_len}
-        writer.finish({**about, **fixed, "rows": len(writer.crcs)})
+        writer.finish({**about, **fixed, "rows": len(writer.sums)})
 
 
 class RowFile:
@@ -173,7 +179,7 @@ class RowFile:
         self.row_len: int = self.header["row_len"]
         self.rows: int = self.header["rows"]
         self.ids = self._section("ids", (self.rows, self.row_len))
-        self.row_crc = self._section("row_crc", (self.rows,))
+        self.row_sums = self._section("row_sums", (self.rows,))
         self.documents_until = self._section("documents_until", (self.rows + 1,))
         self.spans_until = self._section("spans_until", (self.rows + 1,))
         self.document_ends = self._section("document_ends", (int(self.documents_until[-1]),))
@@ -193,7 +199,7 @@ class RowFile:
         ids = self.ids[index]
         ends = self.document_ends[self.documents_until[index] : self.documents_until[index + 1]]
         spans = self.loss_spans[self.spans_until[index] : self.spans_until[index + 1]]
-        if _row_crc(ids, ends, spans) != self.row_crc[index]:
+        if _row_sum(ids, ends, spans) != self.row_sums[index]:
             raise self._damaged(f"row {index} (byte {self._place('ids') + index * ids.nbytes}) is not what was written")
         return Row(ids, ends, spans)
 
@@ -211,7 +217,7 @@ class RowFile:
             ValueError: naming the section that is not what was written.
         """
         for name, section in self.header["sections"].items():
-            if zlib.crc32(getattr(self, name).data) != section["crc32"]:
+            if xxh3_64_hexdigest(getattr(self, name).data) != section["xxh3"]:
                 raise self._damaged(f"the section {name} is not what was written")
 
     @property
@@ -366,8 +372,11 @@ def sum_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _row_crc(ids: np.ndarray, ends: np.ndarray, spans: np.ndarray) -> int:
-    return zlib.crc32(spans.data, zlib.crc32(ends.data, zlib.crc32(ids.data)))
+def _row_sum(ids: np.ndarray, ends: np.ndarray, spans: np.ndarray) -> int:
+    made = xxh3_64(ids.data)
+    made.update(ends.data)
+    made.update(spans.data)
+    return made.intdigest()
 
 
 def _joined(arrays: list[np.ndarray], empty: tuple[int, ...]) -> np.ndarray:
