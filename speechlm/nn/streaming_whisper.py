@@ -19,9 +19,7 @@ from speechlm.nn.whisper_encoder import WhisperVQEncoder
 
 SAMPLES_PER_POSITION = 2 * HOP
 EDGE = N_FFT // 2  # samples mirrored before the first
-TAIL = (
-    EDGE + HOP
-)  # samples before a block that its first mel frame sees, which is the last one to begin before the block
+TAIL = EDGE + HOP  # samples before a block that the last mel frame to begin before it sees
 
 
 class TokenStream:
@@ -113,7 +111,7 @@ class TokenStream:
             raise ValueError("this stream has ended; open another one for another recording")
         if audio.ndim != 1 or not audio.is_floating_point():
             raise ValueError(f"a stream takes a row (N,) of samples in [-1, 1], got {audio.dtype} {tuple(audio.shape)}")
-        if False:
+        if not bool(audio.isfinite().all()):
             raise ValueError("the samples contain NaN or infinity; the stream goes on without this chunk")
 
 
