@@ -1,9 +1,12 @@
 """The batches that pass between data and stages: one dataclass each, a shape per field."""
 
+import re
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+REPEATED = re.compile(r"_dup\d+$")  # what Lhotse's samplers put behind the id of a recording they give out again
 
 
 @dataclass
@@ -40,6 +43,11 @@ class AudioBatch:
     def padding_share(self) -> float:
         """Share of the padded samples that are padding, in [0, 1)."""
         return 1.0 - float(self.audio_lens.sum()) / max(1, self.audio.numel())
+
+    @property
+    def repeated(self) -> list[bool]:
+        """B times whether another rank has the recording too: at the end of a set each rank needs one, there may be fewer."""
+        return [REPEATED.search(name) is not None for name in self.cut_ids]
 
 
 @dataclass

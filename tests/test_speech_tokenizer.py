@@ -76,7 +76,24 @@ def test_training_logs_every_part_of_the_loss_and_the_health_of_the_codebook(fol
     assert float(seen["train/loss"]) == pytest.approx(total, rel=1e-5)
     assert 0 < seen["codebook/usage"] <= 1 and 1 <= seen["codebook/perplexity"] <= 16
     assert seen["codebook/bits_per_sec"] <= 12.5 * 4
-    assert {"val/0/loss", "val/0/wer"} <= seen.keys()
+    assert {"val/0/loss", "val/0/wer"} <= seen.keys() and "val/0/cer" not in seen
+
+
+def test_validation_counts_words_or_characters_by_language_and_no_recording_twice(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stage, batches = build(folder), [batch(1), batch(2), batch(3, size=1)]
+    batches[0].texts, batches[0].languages = ["red car", "你好，世界", "drei", "(noise)"], ["en", "zh", "de", "en"]
+    batches[2].cut_ids = ["1-0_dup0"]  # of another rank, which has no other left
+    said = iter([["red cat", "你好世", "drei", "noise"], batches[1].texts, ["a repetition, quite wrong"]])
+    monkeypatch.setattr(stage, "transcribe", lambda *audio: next(said))
+    runner = trainer(tmp_path)
+    (seen,) = runner.validate(stage, loader(batches), verbose=False)
+    assert seen["val/0/cer"] == pytest.approx(1 / 4) and seen["val/0/wer"] == pytest.approx(1 / 9)  # "one two" is 12
+    with torch.no_grad():
+        losses = [float(stage.model.asr_loss(stage.model.score(b.audio, b.audio_lens, i), labels))
+                  for b in batches[:2] for i, labels in [stage._text(b)]]  # fmt: skip
+    assert seen["val/0/loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
 def test_accumulated_micro_batches_move_weights_and_codebook_as_one_batch_does(folder: str, tmp_path: Path):

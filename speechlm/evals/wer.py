@@ -1,22 +1,24 @@
-"""Word error rate, with its uncertainty."""
+"""Word and character error rates, with their uncertainty."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jiwer
 import numpy as np
 
-from speechlm.nn.whisper_text import normalise
+from speechlm.nn.scored_text import is_by_character, units_of
 
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """Errors per reference word over a set of recordings.
+    """Errors per reference word, or character, over a set of recordings.
 
     Attributes:
         rate: substitutions, deletions and insertions over reference words.
         low, high: 95 % interval from resampling recordings.
-        errors, words: the two sums.
+        errors, words: the two sums; characters where `metric` is "cer".
         clipped: whether a recording's errors were counted up to its words only, which bounds what one looping transcript costs.
+        metric: "wer" or "cer".
     """
 
     rate: float
@@ -25,6 +27,7 @@ class ErrorRate:
     errors: int
     words: int
     clipped: bool
+    metric: str = "wer"
 
     def __str__(self) -> str:
         return f"{100 * self.rate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -38,13 +41,15 @@ def word_error_rate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> ErrorRate:
-    """Compare transcripts after Whisper's normalisation; recordings whose reference is then empty do not count.
+    """Compare transcripts of a language after normalisation; recordings whose reference is then empty do not count.
+
+    In a language written without blanks between words this is the character error rate; see `speechlm.nn.scored_text`.
 
     Raises:
         ValueError: nothing is left to compare.
     """
-    pairs = [(normalise(r, language), normalise(h, language)) for r, h in zip(references, hypotheses, strict=True)]
-    counted = [(_errors(r, h), len(r.split())) for r, h in pairs if r]
+    pairs = [(units_of(r, language), units_of(h, language)) for r, h in zip(references, hypotheses, strict=True)]
+    counted = [(_errors(r, h), len(r)) for r, h in pairs if r]
     if not counted:
         raise ValueError("no reference has a word left after normalisation; there is no error rate to compute")
     errors, words = np.array(counted).T
@@ -53,14 +58,34 @@ def word_error_rate(
     picks = np.random.default_rng(seed).integers(len(words), size=(resamples, len(words)))
     rates = errors[picks].sum(axis=1) / words[picks].sum(axis=1)
     low, high = np.quantile(rates, [0.025, 0.975])
-    return ErrorRate(
-        float(errors.sum() / words.sum()), float(low), float(high), int(errors.sum()), int(words.sum()), clip
-    )
+    rate = float(errors.sum() / words.sum())
+    metric = "cer" if is_by_character(language) else "wer"
+    return ErrorRate(rate, float(low), float(high), int(errors.sum()), int(words.sum()), clip, metric)
+
+
+def error_rates(
+    references: list[str], hypotheses: list[str], languages: list[str], **options: Any
+) -> dict[str, ErrorRate]:
+    """`word_error_rate` of every language among the recordings, by its code; a language of which nothing is left is absent.
+
+    Args:
+        references: transcripts.
+        hypotheses: what is compared with them.
+        languages: code of each; "" counts as English.
+        options: of `word_error_rate`.
+    """
+    rates = {}
+    for language in sorted({code or "en" for code in languages}):
+        mine = [i for i, code in enumerate(languages) if (code or "en") == language]
+        chosen = [references[i] for i in mine], [hypotheses[i] for i in mine]
+        if any(units_of(reference, language) for reference in chosen[0]):
+            rates[language] = word_error_rate(*chosen, language=language, **options)
+    return rates
 
 
 def marked_words(reference: str, hypothesis: str, language: str = "en") -> list[tuple[str, bool]]:
-    """The hypothesis word by word, normalised, each with whether it is wrong; a deleted word shows as "∅"."""
-    ref, hyp = normalise(reference, language).split(), normalise(hypothesis, language).split()
+    """The hypothesis word by word, or by character, normalised, each with whether it is wrong; a deleted one shows as "∅"."""
+    ref, hyp = units_of(reference, language), units_of(hypothesis, language)
     if not ref:
         return [(word, False) for word in hyp]
     marked: list[tuple[str, bool]] = []
@@ -71,6 +96,6 @@ def marked_words(reference: str, hypothesis: str, language: str = "en") -> list[
     return marked
 
 
-def _errors(reference: str, hypothesis: str) -> int:
-    measured = jiwer.process_words(reference, hypothesis)
+def _errors(reference: list[str], hypothesis: list[str]) -> int:
+    measured = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
     return measured.substitutions + measured.deletions + measured.insertions

@@ -14,10 +14,10 @@ from speechlm.nn.log_mel import Floor
 from speechlm.nn.losses import IGNORED
 from speechlm.nn.masks import length_mask
 from speechlm.nn.quantizer import sum_over_ranks
+from speechlm.nn.scored_text import is_by_character, units_of
 from speechlm.nn.streaming_whisper import TokenStream
 from speechlm.nn.whisper_encoder import Bottleneck, QuantizerFactory
 from speechlm.nn.whisper_source import Distillation, SourceForm, WhisperSource, logits_divergence, states_distance
-from speechlm.nn.whisper_text import normalise
 from speechlm.nn.whisper_vq import Scored, WhisperVQ
 from speechlm.stages.optim import AdamWSettings
 from speechlm.tokens.clock import Clock
@@ -74,7 +74,7 @@ class SpeechTokenizer(L.LightningModule):
         self.codebook_window = codebook_window
         self._source: tuple[WhisperSource, ...] = ()  # a tuple hides it from the module tree
         self._code_counts = torch.zeros(self.num_codes, dtype=torch.long)
-        self._errors: dict[str, WordErrorRate] = {}
+        self._errors: dict[str, dict[str, WordErrorRate]] = {}
         self.train()  # transformers hands its modules over in eval mode, and Lightning leaves modes as they are
 
     # -- what a tokenizer promises -------------------------------------------------------------------------------------
@@ -203,24 +203,29 @@ class SpeechTokenizer(L.LightningModule):
         name = self._val_name(dataloader_idx)
         inputs, labels = self._text(batch)
         scored = self.model.score(batch.audio, batch.audio_lens, inputs)
-        loss = self.model.asr_loss(scored, labels)
-        self.log(f"val/{name}/loss", loss, batch_size=len(batch), add_dataloader_idx=False, sync_dist=True)
+        loss, counted = self.model.asr_loss(scored, labels), batch.repeated.count(False)
+        self.log(f"val/{name}/loss", loss, batch_size=counted, add_dataloader_idx=False, sync_dist=True)
         heard = self.transcribe(batch.audio, batch.audio_lens, batch.languages)
         languages = batch.languages or [""] * len(batch)
-        pairs = [
-            (normalise(hypothesis, language or "en"), normalise(reference, language or "en"))
-            for hypothesis, reference, language in zip(heard, batch.texts, languages, strict=True)
-        ]
-        self._error_rate(name).update(*(list(side) for side in zip(*pairs, strict=True)))
+        rates = self._error_rates(name)
+        for said, text, code, repeated in zip(heard, batch.texts, languages, batch.repeated, strict=True):
+            if not repeated and units_of(text, code):
+                metric = "cer" if is_by_character(code) else "wer"
+                rates[metric].update(" ".join(units_of(said, code)), " ".join(units_of(text, code)))
 
     def on_validation_epoch_end(self) -> None:
-        for name, errors in self._errors.items():
-            self.log(f"val/{name}/wer", errors.compute().to(self.device), prog_bar=True)
-            errors.reset()
+        for name, rates in self._errors.items():
+            for metric, errors in rates.items():
+                errors.update([], [])  # there may have been none
+                rate = errors.compute().to(self.device)  # of all ranks, each of which asks for both metrics
+                if rate.isfinite():
+                    self.log(f"val/{name}/{metric}", rate, prog_bar=True)
+                errors.reset()
 
-    def _error_rate(self, name: str) -> WordErrorRate:
+    def _error_rates(self, name: str) -> dict[str, WordErrorRate]:
+        """Of one set: words of some languages, characters of others."""
         if name not in self._errors:
-            self._errors[name] = WordErrorRate().to(self.device)
+            self._errors[name] = {metric: WordErrorRate().to(self.device) for metric in ("wer", "cer")}
         return self._errors[name]
 
     def _val_name(self, index: int) -> str:
