@@ -114,6 +114,20 @@ def test_the_released_form_streams_too(num_samples: int):
     assert num_samples < 60_000 or len(set(whole)) > 5
 
 
+@pytest.mark.parametrize("padded_end", ["heard", "masked"])
+def test_the_vectors_of_an_end_that_does_not_fill_its_token_are_those_of_the_whole(folder: str, padded_end: str):
+    tokens = ours(folder, rate=6.25, padded_end=padded_end)
+    vectors: list[torch.Tensor] = []
+    tokens.encoder.quantizer.register_forward_pre_hook(lambda _, args: vectors.append(args[0][0]))
+    for num_samples in (1, 321, 65_000, 69_000, 130_560):
+        audio = sound(num_samples)
+        vectors.clear()
+        streamed(tokens.stream(), [audio])
+        given = torch.cat(vectors)
+        offline(tokens, audio)
+        torch.testing.assert_close(given, vectors[-1], atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("num_samples", [480_000, 480_001, 1_003_333])
 def test_recordings_longer_than_whisper_sees_are_cut_as_they_are_offline(folder: str, rate: float, num_samples: int):

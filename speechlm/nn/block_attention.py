@@ -98,6 +98,7 @@ class Past:
     def __init__(self, max_positions: int) -> None:
         self.max_positions = max_positions
         self.length = 0
+        self.unseen = 0  # positions at the end of the block at hand that nothing looks at
         self.keys: Tensor | None = None  # (B, H, max_positions, d)
         self.values: Tensor | None = None
 
@@ -107,7 +108,8 @@ class Past:
             self.keys, self.values = (x.new_empty(*x.shape[:2], self.max_positions, x.shape[3]) for x in (k, v))
         self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = k, v
         self.length = end
-        return F.scaled_dot_product_attention(q, self.keys[:, :, :end], self.values[:, :, :end], scale=1.0)
+        seen = end - self.unseen
+        return F.scaled_dot_product_attention(q, self.keys[:, :, :seen], self.values[:, :, :seen], scale=1.0)
 
 
 def visible(lens: Tensor, size: int, block: int | None, dtype: torch.dtype, form: AttentionForm = "auto") -> Seen:

@@ -84,9 +84,10 @@ class TokenStream:
         made = []
         if self._filled:
             whole = -(-self._filled // self.log_mel.pad_to) * self.log_mel.pad_to
+            silence = whole - self._filled
             self._waiting[self._filled : whole] = 0.0
             self._filled = whole
-            made.append(self._block())
+            made.append(self._block(silence))
         return self._given(made)
 
     @property
@@ -94,8 +95,8 @@ class TokenStream:
         """Samples up to the end of the block, or of the piece."""
         return min(self.block_samples, self.piece_samples - self._piece.num_samples) - self._filled
 
-    def _block(self) -> Tensor:
-        codes = self._piece.block(self._waiting[: self._filled])
+    def _block(self, silence: int = 0) -> Tensor:
+        codes = self._piece.block(self._waiting[: self._filled], silence)
         self._filled = 0
         if self._piece.num_samples == self.piece_samples:
             self._piece = _Piece(self.log_mel, self.encoder)
@@ -131,14 +132,24 @@ class _Piece:
         ]
         self.pasts = [Past(limit) for limit in limits]
 
-    def block(self, audio: Tensor) -> Tensor:
-        """(n,) samples of a whole block, or of the whole tokens that end the piece -> (T,) codes."""
+    def block(self, audio: Tensor, silence: int) -> Tensor:
+        """The next block.
+
+        Args:
+            audio: (n,) samples of a whole block, or of the whole tokens that end the piece.
+            silence: how many of them only fill the last token.
+
+        Returns:
+            (T,) codes.
+        """
         encoder = self.encoder
+        unseen = silence // SAMPLES_PER_POSITION if encoder.bottleneck.padded_end == "masked" else 0
         start = self.num_samples // SAMPLES_PER_POSITION
         x = self._convs(self._features(audio)).transpose(1, 2)
         self.num_samples += len(audio)
         x = x + encoder.positions(start, start + x.shape[1]).to(x)
         for i, past in enumerate(self.pasts):
+            past.unseen = unseen if i < encoder.pool_after else 0
             x = encoder.layers[i](encoder.pool(x) if i == encoder.pool_after else x, past)
         x = x if encoder.pool_after < encoder.after_layer else encoder.pool(x)
         x = encoder.without_positions(x, start // encoder.pooling)
