@@ -78,13 +78,16 @@ class DiT(Estimator):
         self, x_t: Tensor, t: Tensor, conditions: Conditions, mel_lens: Tensor | None, blocks: Tensor
     ) -> Tensor:
         real = None if mel_lens is None else length_mask(mel_lens, x_t.shape[2])
-        v, _ = self._through(x_t, t, conditions, blocks, real, None)
+        v, _ = self._through(x_t, t, conditions, blocks, real)
         return v if real is None else v * real[:, None]
 
     def extend(
         self, x_t: Tensor, t: Tensor, conditions: Conditions, blocks: Tensor, state: DiTState | None = None
     ) -> tuple[Tensor, DiTState]:
-        return self._through(x_t, t, conditions, blocks, None, state)
+        v, state = self._through(x_t, t, conditions, blocks, None, state)
+        keep = kept(state.blocks, self.left_blocks)
+        layers = [(forgotten(past, keep), tail) for past, tail in state.layers]
+        return v, state._replace(layers=layers, blocks=state.blocks[len(state.blocks) - keep :])
 
     def _through(
         self,
@@ -93,8 +96,9 @@ class DiT(Estimator):
         conditions: Conditions,
         own: Tensor,
         real: Tensor | None,
-        state: DiTState | None,
+        state: DiTState | None = None,
     ) -> tuple[Tensor, DiTState]:
+        """The velocity of frames in the blocks `own`, and keys and values of all."""
         start = state.position if state else 0
         blocks = own if state is None else torch.cat([state.blocks, own])
         allowed = sees(own, blocks, self.left_blocks)
@@ -105,13 +109,13 @@ class DiT(Estimator):
         x = self.inward(torch.cat([x_t, conditions.channels], dim=1).transpose(1, 2))
         smooth, tail = self.smooth.extend(x.transpose(1, 2), state.tail if state else None)
         x = x + F.silu(smooth).transpose(1, 2)
-        keep, layers = kept(blocks, self.left_blocks), []
+        layers = []
         for number, layer in enumerate(self.layers):
-            x, (past, layer_tail) = layer(x, time, turn, mask, state.layers[number] if state else None)
-            layers.append((forgotten(past, keep), layer_tail))
+            x, layer_state = layer(x, time, turn, mask, state.layers[number] if state else None)
+            layers.append(layer_state)
         shift, scale = self.modulation(time)[:, None].chunk(2, dim=2)
         v = self.outward(self.norm(x) * (1 + scale) + shift).transpose(1, 2)
-        return v, DiTState(layers, tail, blocks[len(blocks) - keep :], start + len(own))
+        return v, DiTState(layers, tail, blocks, start + len(own))
 
 
 class DiTLayer(nn.Module):

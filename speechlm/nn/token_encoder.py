@@ -56,13 +56,19 @@ class TokenEncoder(nn.Module):
 
     def forward(self, x: Tensor, lens: Tensor) -> Tensor:
         """(B, T, D) embedded tokens and (B,) lengths -> (B, T, D)."""
-        return self._through(x, length_mask(lens, x.shape[1]), None)[0]
+        return self._through(x, length_mask(lens, x.shape[1]))[0]
 
     def extend(self, x: Tensor, state: EncoderState | None = None) -> tuple[Tensor, EncoderState]:
         """The same for a stream: (B, T, D) further tokens, whole blocks of them unless they are the last -> (B, T, D)."""
-        return self._through(x, None, state)
+        x, state = self._through(x, None, state)
+        keep = kept(state.blocks, self.left_blocks)
+        pasts = [forgotten(past, keep) for past in state.pasts]
+        return x, EncoderState(pasts, state.blocks[len(state.blocks) - keep :], state.position)
 
-    def _through(self, x: Tensor, real: Tensor | None, state: EncoderState | None) -> tuple[Tensor, EncoderState]:
+    def _through(
+        self, x: Tensor, real: Tensor | None, state: EncoderState | None = None
+    ) -> tuple[Tensor, EncoderState]:
+        """States of further tokens, and keys and values of all."""
         device, start = x.device, state.position if state else 0
         own = torch.arange(start, start + x.shape[1], device=device) // self.block_tokens
         blocks = own if state is None else torch.cat([state.blocks, own])
@@ -71,11 +77,11 @@ class TokenEncoder(nn.Module):
             allowed = allowed & real[:, None, None, :]
         x = self.embed(x)
         distances = self.embed.dropout(distance_sinusoids(len(own), len(blocks), self.width, device))
-        keep, pasts = kept(blocks, self.left_blocks), []
+        pasts = []
         for number, layer in enumerate(self.encoders):
             x, past = layer(x, distances, allowed, state.pasts[number] if state else None)
-            pasts.append(forgotten(past, keep))
-        return self.after_norm(x), EncoderState(pasts, blocks[len(blocks) - keep :], start + len(own))
+            pasts.append(past)
+        return self.after_norm(x), EncoderState(pasts, blocks, start + len(own))
 
 
 class _Embed(nn.Module):

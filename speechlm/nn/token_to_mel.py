@@ -142,7 +142,8 @@ class TokenToMel(nn.Module):
 
     def embed(self, tokens: Tensor, lens: Tensor) -> Tensor:
         """(B, T) tokens -> (B, T, D), zeros behind each end."""
-        return self.input_embedding(tokens.clamp(min=0)) * length_mask(lens, tokens.shape[1])[:, :, None]
+        real = length_mask(lens, tokens.shape[1])
+        return self.input_embedding(tokens * real) * real[:, :, None]
 
     def encode(self, tokens: Tensor, lens: Tensor) -> Tensor:
         """(B, T) tokens -> (B, T, D) states."""
