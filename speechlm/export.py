@@ -1,19 +1,29 @@
 """A run's weights as a folder for others: `python -m speechlm.export --run runs/<name> --out <folder> [--format glm4voice]`.
 
-`whisper`: a speech tokenizer trained without a quantiser (`quantizer: null` at 50 Hz), which is a plain Hugging Face Whisper,
-to start other runs from. `glm4voice`: a speech tokenizer in the form of the released GLM-4-Voice tokenizer, for its code and ours.
+Of a language model: `hf`, a Hugging Face folder with tokenizer, chat template and vocabulary; `glm4voice`, weights in the form of
+the released glm-4-voice-9b. Of a speech tokenizer: `whisper`, if it was trained without a quantiser (`quantizer: null` at 50 Hz)
+and so is a plain Whisper, to start other runs from; `glm4voice`, the form of the released tokenizer, for its code and ours.
+The other way, `--released <folder>` makes a Hugging Face folder of the released glm-4-voice-9b, to train on from.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from speechlm.load import load_stage
 from speechlm.nn.glm4voice_export import save_tokenizer
+from speechlm.nn.glm4voice_lm import convert_released, save_released
+from speechlm.nn.hf_export import save_hf, verify
+from speechlm.nn.lora import merge_lora
+from speechlm.stages.speech_lm import SpeechLM
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
+from speechlm.text_tokenizer import TextTokenizer
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def export_whisper(stage: SpeechTokenizer, out: str | Path) -> None:
@@ -45,28 +55,97 @@ def export_glm4voice(stage: SpeechTokenizer, out: str | Path) -> None:
     save_tokenizer(stage.model, stage.whisper, out)
 
 
-FORMATS: dict[str, Callable[[SpeechTokenizer, str | Path], None]] = {
-    "whisper": export_whisper,
-    "glm4voice": export_glm4voice,
+def export_lm(stage: SpeechLM, out: str | Path, settings: argparse.Namespace) -> None:
+    """Write a language model as a Hugging Face folder, and say how far its logits are from those of the run.
+
+    Raises:
+        ValueError: the text tokenizer is not the vocabulary's, there is no average, or there is something at `out`.
+    """
+    known, name = stage.vocab.text_tokenizer, settings.text_tokenizer or stage.text_tokenizer
+    if known and (given := TextTokenizer(name).fingerprint) != known:
+        raise ValueError(
+            f"the vocabulary is of the text tokenizer {known}, {name} is {given}; name the right one with --text_tokenizer"
+        )
+    lm = plain_lm(stage, settings.ema)
+    save_hf(lm, stage.vocab, name, out, DTYPES[settings.dtype])
+    if settings.verify:
+        verified = verify(out, lm, stage.vocab)
+        print(f"largest difference of {verified.positions} positions' logits: {verified.logit_difference:g}")
+
+
+def export_released_lm(stage: SpeechLM, out: str | Path, settings: argparse.Namespace) -> None:
+    """Write a language model as the released glm-4-voice-9b is; see `save_released` for what it raises."""
+    save_released(plain_lm(stage, settings.ema), stage.vocab, out, DTYPES[settings.dtype])
+
+
+def plain_lm(stage: SpeechLM, ema: bool) -> Any:
+    """The model without adapters, with averaged weights where asked for.
+
+    Raises:
+        ValueError: the run kept no average.
+    """
+    if ema and stage.ema is None:
+        raise ValueError("there is no average of the weights; train with model.init_args.ema_decay to have one")
+    if ema and stage.ema is not None:
+        stage.ema.copy_to(stage.model)
+    merge_lora(stage.lm)
+    return stage.lm
+
+
+Export = Callable[[Any, str | Path, argparse.Namespace], None]
+#: What can be written of which stage; the first is written where no format is said.
+FORMATS: dict[type, dict[str, Export]] = {
+    SpeechLM: {"hf": export_lm, "glm4voice": export_released_lm},
+    SpeechTokenizer: {
+        "whisper": lambda stage, out, _: export_whisper(stage, out),
+        "glm4voice": lambda stage, out, _: export_glm4voice(stage, out),
+    },
 }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", help="run folder")
+    source.add_argument("--released", help="folder of the released glm-4-voice-9b, to be made one of transformers'")
+    parser.add_argument("--out", required=True, help="folder to write")
+    names = sorted({name for formats in FORMATS.values() for name in formats})
+    parser.add_argument("--format", choices=names, help="what to write; hf of a language model, whisper of a tokenizer")
+    parser.add_argument("--checkpoint", help="another checkpoint than the run's newest")
+    parser.add_argument("--ema", action="store_true", help="of a language model the averaged weights")
+    parser.add_argument("--text_tokenizer", help="of a language model another one than the run's config names")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of a language model's weights")
+    parser.add_argument("--verify", action="store_true", help="read a language model's folder back and compare logits")
+    return parser
+
+
+def export_run(settings: argparse.Namespace) -> None:
+    """Load a run's stage and write it.
+
+    Raises:
+        ValueError: it can not be written so.
+    """
+    stage = load_stage(settings.run, settings.checkpoint)
+    formats = next((formats for kind, formats in FORMATS.items() if isinstance(stage, kind)), {})
+    name = settings.format or next(iter(formats), "")
+    if name not in formats:
+        raise ValueError(f"trained a {type(stage).__name__}, which can not be exported as {name or 'anything'}")
+    formats[name](stage, settings.out, settings)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse, load, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", required=True, help="run folder")
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--format", choices=FORMATS, default="whisper", help="what to write; whisper where not said")
-    parser.add_argument("--checkpoint", help="another checkpoint than the run's newest")
-    parsed = parser.parse_args(args)
+    parser = build_parser()
+    settings = parser.parse_args(args)
     try:
-        stage = load_stage(parsed.run, parsed.checkpoint)
-        if not isinstance(stage, SpeechTokenizer):
-            raise ValueError(f"trained a {type(stage).__name__}, which can not be exported as {parsed.format}")
-        FORMATS[parsed.format](stage, parsed.out)
+        if settings.run:
+            export_run(settings)
+        else:
+            convert_released(settings.released, settings.out)
     except ValueError as error:
-        parser.error(f"--run {parsed.run}: {error}")
-    print(f"{parsed.run} -> {parsed.out}")
+        parser.error(f"--run {settings.run}: {error}" if settings.run else f"--released {settings.released}: {error}")
+    print(f"{settings.run or settings.released} -> {settings.out}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from speechlm.nn.hf_export import extended_tokenizer, save_hf, verify
+from speechlm.nn.hf_export import extended_tokenizer, generation_config, save_hf, verify
 from speechlm.stages.speech_lm import SpeechLM
 from speechlm.tokens.vocab import Vocab
 from tests.text_corpus import make_tokenizer
@@ -79,6 +79,9 @@ def test_a_chat_is_written_like_the_prompts_of_pairs_and_ends_with_the_user_s_tu
 def test_ids_without_a_name_get_one_and_a_name_that_text_has_gets_another(text_tokenizer: str):
     vocab = Vocab(num_text=340, num_speech=4, controls=("<|user|>", "<|pad|>"))
     tokenizer = extended_tokenizer(text_tokenizer, vocab)
+    chat = [{"role": "user", "content": "<|audio_1|>"}]
+    assert tokenizer.apply_chat_template(chat)["input_ids"] == [340, 343]
+    assert generation_config(tokenizer, vocab).eos_token_id == [0, 340]
     assert tokenizer.convert_ids_to_tokens([1, 328, 339, 340, 341, 342]) == [
         "<|user|>",
         "<|reserved_328|>",

@@ -4,6 +4,7 @@ Everything an id means is in the folder: weights, a tokenizer that has a name fo
 generation, and `vocab.json`.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from speechlm.tokens.vocab import Vocab
 
-#: Roles as control tokens with the content behind them, as in the prompts of ASR and TTS pairs.
+ROLES = ("system", "user", "assistant", "observation")
+#: Roles as control tokens with the content behind them, as in the prompts of ASR and TTS pairs; `names` by role comes before it.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{% for message in messages %}{{ names[message['role']] + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ names['assistant'] }}{% endif %}"
 )
 #: The released GLM-4-Voice model's (github.com/THUDM/GLM-4-Voice, web_demo.py).
 GLM4_VOICE_CHAT_TEMPLATE = (
@@ -101,20 +103,28 @@ def extended_tokenizer(text_tokenizer: str, vocab: Vocab) -> PreTrainedTokenizer
         raise ValueError(
             f"the text tokenizer {text_tokenizer} has {size} ids, the vocabulary {vocab.num_text} for text"
         )
-    names = names_of(vocab, size, set(tokenizer.get_vocab()))
+    taken = set(tokenizer.get_vocab())
+    names = names_of(vocab, size, taken)
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     require_names(tokenizer, names, size)
     if "<|pad|>" in vocab.controls and tokenizer.pad_token is None:
         tokenizer.pad_token = "<|pad|>"
-    tokenizer.chat_template = GLM4_VOICE_CHAT_TEMPLATE if is_glm4_voice(vocab) else CHAT_TEMPLATE
+    roles = {role: control_name(vocab, f"<|{role}|>", taken) for role in ROLES}
+    plain = f"{{% set names = {json.dumps(roles)} %}}" + CHAT_TEMPLATE
+    tokenizer.chat_template = GLM4_VOICE_CHAT_TEMPLATE if is_glm4_voice(vocab) else plain
     return tokenizer
 
 
 def names_of(vocab: Vocab, first: int, taken: set[str]) -> list[str]:
-    """Names of the ids from `first` to the end of the vocabulary; one that the text tokenizer uses itself gets another form."""
+    """Names of the ids from `first` to the end of the vocabulary."""
     reserved = [f"<|reserved_{i}|>" for i in range(first, vocab.num_text)]
-    controls = [f"<|control_{name.strip('<|>')}|>" if name in taken else name for name in vocab.controls]
+    controls = [control_name(vocab, name, taken) for name in vocab.controls]
     return [*reserved, *controls, *map(vocab.speech_name, range(vocab.num_speech))]
+
+
+def control_name(vocab: Vocab, name: str, taken: set[str]) -> str:
+    """The name of a control token in the tokenizer: another where the text tokenizer has this one for an id of its own."""
+    return f"<|control_{name.strip('<|>')}|>" if name in vocab.controls and name in taken else name
 
 
 def require_names(tokenizer: PreTrainedTokenizerBase, names: list[str], first: int) -> None:
@@ -135,8 +145,8 @@ def is_glm4_voice(vocab: Vocab) -> bool:
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, vocab: Vocab) -> GenerationConfig:
     """A generation ends where a text does, or where the other side's turn begins."""
-    users = tokenizer.convert_tokens_to_ids("<|user|>") if "<|user|>" in tokenizer.get_vocab() else None
-    ends = [i for i in (tokenizer.eos_token_id, users) if i is not None]
+    user = vocab.control("<|user|>") if "<|user|>" in vocab.controls else tokenizer.get_vocab().get("<|user|>")
+    ends = [i for i in (tokenizer.eos_token_id, user) if i is not None]
     return GenerationConfig(eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id)
 
 

@@ -1,0 +1,102 @@
+"""Builds `assets/tiny-rows` and `assets/tiny-lm`: what the smallest language models are trained on, and their shapes.
+
+    python assets/build_tiny_rows.py assets
+
+Text is that of this repository's own pages. Speech is made up, a code for each letter, so that a model can learn that the two say
+the same; nobody ever spoke it.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import tempfile
+from pathlib import Path
+
+from transformers import GlmConfig, PreTrainedConfig, Qwen2Config
+
+from speechlm import pack
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENIZER = ROOT / "assets" / "whisper-nano-en"
+NUM_CODES = 64
+ROW_LEN = 128
+SPOKEN_WORDS = 5  # every other run of so many words is spoken
+HELDOUT_EVERY = 8  # paragraphs
+SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": ROW_LEN,
+    "bos_token_id": None,
+    "eos_token_id": 507,
+    "pad_token_id": None,
+}
+MODELS: dict[str, PreTrainedConfig] = {
+    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
+    "glm": GlmConfig(**SHAPE, tie_word_embeddings=False),
+}
+
+
+def paragraphs() -> list[str]:
+    """Prose of the repository's pages."""
+    pages = [ROOT / "README.md", ROOT / "docs" / "speech_tokenizer.md", ROOT / "docs" / "data.md"]
+    texts = [re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL) for page in pages]
+    blocks = [re.sub(r"\s+", " ", block).strip() for text in texts for block in text.split("\n\n")]
+    return [block for block in blocks if len(block) > 60 and block[0].isalpha()]
+
+
+def spoken(words: list[str]) -> list[int]:
+    """Codes of words."""
+    return [sum(map(ord, letter)) * 7 % NUM_CODES for letter in "".join(words)]
+
+
+def interleaved(text: str) -> list[tuple[str, object]]:
+    """Runs of words, written and spoken in turns."""
+    words = text.split()
+    runs = [words[i : i + SPOKEN_WORDS] for i in range(0, len(words), SPOKEN_WORDS)]
+    return [("speech", spoken(run)) if i % 2 else ("text", " ".join(run)) for i, run in enumerate(runs)]
+
+
+def write_corpora(folder: Path) -> dict[str, str]:
+    """Text and interleaved documents, for training and held out; their files by name."""
+    found = {}
+    for part in ("train", "heldout"):
+        chosen = [t for i, t in enumerate(paragraphs()) if (i % HELDOUT_EVERY == 0) == (part == "heldout")]
+        for kind in ("text", "interleaved"):
+            path = folder / f"{kind}_{part}.jsonl"
+            lines = [
+                {"id": str(i), **({"text": t} if kind == "text" else {"parts": interleaved(t)})}
+                for i, t in enumerate(chosen)
+            ]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            found[path.stem] = str(path)
+    return found
+
+
+def main() -> None:
+    """Write rows and shapes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    out = parser.parse_args().out.resolve()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+    ):  # files name their sources as they were given
+        sources = {
+            name: {"kind": name.split("_")[0], "paths": [path], "language": "en"}
+            for name, path in write_corpora(Path()).items()
+        }
+        arguments = {"sources": json.dumps(sources), "packing.row_len": ROW_LEN, "packing.window_tokens": 2**20}
+        arguments |= {"text_tokenizer": TOKENIZER, "num_speech": NUM_CODES, "out": out / "tiny-rows"}
+        pack.main([word for name, value in arguments.items() for word in (f"--{name}", str(value))])
+    for name, config in MODELS.items():
+        config.save_pretrained(out / "tiny-lm" / name)
+
+
+if __name__ == "__main__":
+    main()
