@@ -8,14 +8,16 @@ A shard is a safetensors file of five flat tensors, and is made whole or not at 
     doc_ends   (D,) int64    in parts, behind each document
     names      (B,) uint8    the documents' ids in UTF-8, each followed by a zero byte
 
-Its metadata names both tokenizers, as `Vocab` does, and the CRC-32 of the tensors.
+Its metadata is one JSON object, `about` (several entries would be written in any order, and the same shard have many forms): it
+names both tokenizers, as `Vocab` does, and the CRC-32 of the tensors.
 """
 
+import json
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,7 +25,7 @@ from safetensors.numpy import save
 
 from speechlm.files import write_bytes_atomic
 
-FORMAT = "speechlm interleaved 1"
+FORMAT = "speechlm interleaved 2"
 TENSORS = {"values": np.uint32, "part_ends": np.int64, "speech": np.bool_, "doc_ends": np.int64, "names": np.uint8}
 
 
@@ -84,10 +86,8 @@ def write_interleaved(path: str | Path, documents: Iterable[Interleaved], making
     typed: dict[str, np.ndarray] = {
         name: np.ascontiguousarray(tensors[name].astype(dtype)) for name, dtype in TENSORS.items()
     }
-    about = {"format": FORMAT, "text_tokenizer": making.text_tokenizer, "speech_tokenizer": making.speech_tokenizer}
-    about |= {"token_rate_hz": repr(making.token_rate_hz), "crc32": str(_crc(typed))}
-    about |= {f"provenance/{name}": value for name, value in making.provenance.items()}
-    write_bytes_atomic(path, save(typed, about))
+    about = {"format": FORMAT, **asdict(making), "crc32": _crc(typed)}
+    write_bytes_atomic(path, save(typed, {"about": json.dumps(about, sort_keys=True)}))
     return len(doc_ends)
 
 
@@ -97,15 +97,8 @@ def read_making(path: str | Path) -> Making:
     Raises:
         ValueError: the file is no shard.
     """
-    try:
-        with safe_open(path, "np") as file:
-            about = file.metadata() or {}
-    except SafetensorError as error:
-        raise _no_shard(path, str(error)) from None
-    if about.get("format") != FORMAT:
-        raise _no_shard(path, f"its format is {about.get('format')!r}")
-    provenance = {n.removeprefix("provenance/"): v for n, v in about.items() if n.startswith("provenance/")}
-    return Making(about["text_tokenizer"], about["speech_tokenizer"], float(about["token_rate_hz"]), provenance)
+    about = _about(path)
+    return Making(**{name: about[name] for name in Making.__dataclass_fields__})
 
 
 def read_interleaved(path: str | Path) -> Iterator[Interleaved]:
@@ -114,14 +107,13 @@ def read_interleaved(path: str | Path) -> Iterator[Interleaved]:
     Raises:
         ValueError: the file is cut short or damaged, or no shard.
     """
-    read_making(path)
+    about = _about(path)
     try:
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in TENSORS}
-            crc = int((file.metadata() or {})["crc32"])
-    except (SafetensorError, KeyError) as error:
+    except SafetensorError as error:
         raise _no_shard(path, str(error)) from None
-    if _crc(tensors) != crc:
+    if _crc(tensors) != about["crc32"]:
         raise _no_shard(path, "it is not what was written")
     starts = np.concatenate([[0], tensors["part_ends"]])
     names = tensors["names"].tobytes().decode("utf-8").split("\0")
@@ -136,6 +128,18 @@ def read_interleaved(path: str | Path) -> Iterator[Interleaved]:
         ]
         yield Interleaved(name, parts)
         first = last
+
+
+def _about(path: str | Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "np") as file:
+            about = json.loads((file.metadata() or {})["about"])
+        missing = {"format", "crc32", *Making.__dataclass_fields__} - set(about)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise _no_shard(path, str(error)) from None
+    if missing or about["format"] != FORMAT:
+        raise _no_shard(path, f"its format is {about.get('format')!r}")
+    return about
 
 
 def _crc(tensors: dict[str, np.ndarray]) -> int:

@@ -129,6 +129,36 @@ class Writer:
         )
         return Written(np.concatenate([*prompt, *target]), sum(map(len, prompt)))
 
+    def opening(self, text: np.ndarray) -> np.ndarray:
+        """All ids before ``{speech}``: what a text-to-token model goes on from.
+
+        Args:
+            text: text-tokenizer ids, for ``{text}``.
+        """
+        parts = self.prompt + self.target
+        before = parts[: self._speech_at(parts)]
+        spoken = assemble([("text", text)], self.vocab)
+        return np.concatenate([spoken if isinstance(part, str) else part for part in before])
+
+    @property
+    def closing(self) -> int:
+        """The id right behind ``{speech}``: where a text-to-token model stops.
+
+        Raises:
+            ValueError: the template has nothing there.
+        """
+        parts = self.prompt + self.target
+        behind = [part for part in parts[self._speech_at(parts) + 1 :] if isinstance(part, np.ndarray)]
+        if not behind:
+            raise ValueError(
+                "the template ends with {speech}, so nothing says where the speech ends; put {end} behind it"
+            )
+        return int(behind[0][0])
+
+    @staticmethod
+    def _speech_at(parts: list[str | np.ndarray]) -> int:
+        return next(n for n, part in enumerate(parts) if isinstance(part, str) and part == "{speech}")
+
     def _parsed(self, written: str) -> list[str | np.ndarray]:
         """A template's string as slots and the ids between them."""
         parts = [piece for piece in PIECE.split(written) if piece]

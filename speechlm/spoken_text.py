@@ -1,0 +1,62 @@
+"""How a written text is said: numbers, dates, money and signs in words, by the grammars of WeTextProcessing."""
+
+import importlib
+import re
+from functools import lru_cache
+from typing import Any
+
+#: A word that is not said as it is written: a digit or a sign in it, or a short abbreviation.
+ODD = re.compile(
+    r"\S*[0-9$€£¥%&@#=+*/~^°]\S*|\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)\."
+)
+#: Odd words with nothing but single spaces between them are said together: "Jan. 3rd", "5:30 p.m.", "10 %".
+STRETCH = re.compile(rf"(?:{ODD.pattern})(?: (?:{ODD.pattern}|[ap]\.?m\b\.?))*")
+HAS_ODD_ZH = re.compile(r"[0-9$€£¥￥%％&@#=+*/~^°]")
+LANGUAGES = ("en", "zh", "ja")
+_NOTHING_SAID = re.compile(r"[\W_]*", re.UNICODE)
+
+
+def spoken(text: str, language: str) -> str:
+    """A text as it is read aloud, surrounding space removed.
+
+    Only stretches with digits, signs or abbreviations go through the grammars, and each stretch once: a grammar takes
+    milliseconds, and of a web page nine words in ten need none. Languages without a grammar are left as they are.
+
+    Args:
+        text: any text.
+        language: code such as "en"; "" does nothing but trim.
+    """
+    text = " ".join(text.split())
+    if language == "en":
+        return STRETCH.sub(lambda match: _said(match[0], "en"), text)
+    if language in LANGUAGES and HAS_ODD_ZH.search(text):
+        return _said(text, language)
+    return text
+
+
+def speakable(text: str, min_letters: float = 0.6) -> str:
+    """Why a text can not be read aloud, "" where it can: what has no words, and what is code, markup or an address.
+
+    Args:
+        text: as it is written.
+        min_letters: share of its characters, spaces aside, that must be letters or digits.
+    """
+    if _NOTHING_SAID.fullmatch(text):
+        return "no words"
+    dense = [c for c in text if not c.isspace()]
+    if sum(c.isalnum() or c in ".,;:!?'\"-’。，、；：！？" for c in dense) < min_letters * len(dense) or "://" in text:
+        return "not speakable"
+    if sum(c.isalnum() for c in dense) < 0.5 * min_letters * len(dense):
+        return "not speakable"
+    return ""
+
+
+@lru_cache(maxsize=100_000)
+def _said(stretch: str, language: str) -> str:
+    return str(_grammar(language).normalize(stretch))
+
+
+@lru_cache(maxsize=len(LANGUAGES))
+def _grammar(language: str) -> Any:
+    """Loaded when the first stretch needs it: a second, and 50 MB."""
+    return importlib.import_module("wetext").Normalizer(lang=language, operator="tn")
