@@ -52,7 +52,7 @@ class TextTokenizer:
             ValueError: a text still gave a special token, as one may that becomes a name only by the tokenizer's normalisation.
         """
         pieces = [self._cut(_mended(text)) for text in texts]
-        encoded = self.backend.encode_batch([piece for cut in pieces for piece in cut], add_special_tokens=False)
+        encoded = self.backend.encode_batch_fast([piece for cut in pieces for piece in cut], add_special_tokens=False)
         ids = iter(encoded)
         made = [np.concatenate([np.array(next(ids).ids, np.int64) for _ in cut]) for cut in pieces]
         for text, one in zip(texts, made, strict=True):
