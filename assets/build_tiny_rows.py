@@ -11,11 +11,18 @@ import contextlib
 import json
 import re
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from transformers import GlmConfig, PreTrainedConfig, Qwen2Config
 
 from speechlm import pack
+from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.filling import RowFiller
+from speechlm.tokens.rows import index_of, row_writer, write_index
+from speechlm.tokens.templates import Writer
+from speechlm.tokens.vocab import Vocab
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "assets" / "whisper-nano-en"
@@ -39,6 +46,7 @@ SHAPE = {
 MODELS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "glm": GlmConfig(**SHAPE, tie_word_embeddings=False),
+    "glm_voice": GlmConfig(**{**SHAPE, "vocab_size": 640}, tie_word_embeddings=False),  # has rows for speech
 }
 
 
@@ -78,6 +86,26 @@ def write_corpora(folder: Path) -> dict[str, str]:
     return found
 
 
+def write_pairs(out: Path) -> None:
+    """Rows of texts and their speech, as `speechlm.pack` makes them of cuts with tokens; here there are no cuts."""
+    vocab, tokenizer = Vocab.load(out / "vocab.json"), TextTokenizer(TOKENIZER)
+    writer = Writer(
+        "tts", None, vocab, lambda text: tokenizer.encode([text])[0].tolist(), tokenizer.specials, tokenizer.end
+    )
+    for part in ("train", "heldout"):
+        words = " ".join(
+            t for i, t in enumerate(paragraphs()) if (i % HELDOUT_EVERY == 0) == (part == "heldout")
+        ).split()
+        texts = [" ".join(words[i : i + SPOKEN_WORDS]) for i in range(0, len(words), SPOKEN_WORDS)]
+        path, about = out / f"tts_{part}" / "00000.rows", {"source": f"tts_{part}", "kind": "tts", "language": "en"}
+        with row_writer(path, ROW_LEN, vocab.hash, len(vocab), about) as rows:
+            filler = RowFiller(rows, vocab, 2**20)
+            for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+                filler.add(writer.write(ids, np.array(spoken(text.split()))))
+            about["counts"] = {"documents_in": len(texts), **asdict(filler.finish()), "skipped": {}}
+        write_index(path.parent, index_of([path]))
+
+
 def main() -> None:
     """Write rows and shapes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -94,6 +122,7 @@ def main() -> None:
         arguments = {"sources": json.dumps(sources), "packing.row_len": ROW_LEN, "packing.window_tokens": 2**20}
         arguments |= {"text_tokenizer": TOKENIZER, "num_speech": NUM_CODES, "out": out / "tiny-rows"}
         pack.main([word for name, value in arguments.items() for word in (f"--{name}", str(value))])
+    write_pairs(out / "tiny-rows")
     for name, config in MODELS.items():
         config.save_pretrained(out / "tiny-lm" / name)
 

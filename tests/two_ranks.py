@@ -9,9 +9,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from speechlm.batch import RowBatch
+from speechlm.fsdp2 import FSDP2
 from speechlm.stages.speech_lm import SpeechLM
 from tests.tiny_lm import Gradients, Rows, random_rows, tiny_stage
 
@@ -49,7 +49,7 @@ def trainer(folder: Path, ranks: int, callbacks: list[L.Callback], **settings: A
     """FSDP2 where there are two ranks; in one process the same micro-batches are accumulated."""
     strategy: Any = "auto"
     if ranks > 1:
-        strategy = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1, process_group_backend="gloo")
+        strategy = FSDP2(process_group_backend="gloo")
     return L.Trainer(
         accelerator="cpu",
         devices=ranks,

@@ -32,7 +32,7 @@ class SpeechLM(L.LightningModule):
     """A text language model that learns speech: any causal LM of transformers with rows added to its vocabulary.
 
     Every id that is to be predicted weighs the same, whichever rank and micro-batch of a step it is in: the gradient is that of
-    all of them in one batch. Under `ModelParallelStrategy` the weights are spread by FSDP2, layer by layer; with
+    all of them in one batch. Under `speechlm.fsdp2.FSDP2` the weights are spread by FSDP2, layer by layer; with
     `precision: bf16-mixed` they are computed with in bfloat16, kept and summed in float32.
 
     Args:
@@ -123,9 +123,7 @@ class SpeechLM(L.LightningModule):
                 f"{self.trainer.precision}"
             )
         if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise ValueError(
-                "FSDPStrategy can not clip by norm; use lightning.pytorch.strategies.ModelParallelStrategy"
-            )
+            raise ValueError("FSDPStrategy can not clip by norm; use speechlm.fsdp2.FSDP2")
         mesh = self.device_mesh
         if mesh is None or self._sharded:
             return
