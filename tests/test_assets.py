@@ -33,7 +33,8 @@ def keys_of(cuts: list[dict]) -> set[str]:
 def test_every_file_of_the_corpus_has_its_checksum():
     lines = [line.split("  ") for line in (CORPUS / "SHA256SUMS").read_text().splitlines()]
     assert {path for _, path in lines} == {
-        p.relative_to(CORPUS).as_posix() for p in [*CORPUS.glob("audio/*"), *CORPUS.glob("*.jsonl.gz")]
+        p.relative_to(CORPUS).as_posix()
+        for p in [*CORPUS.glob("audio/*"), *CORPUS.glob("*.jsonl.gz"), *CORPUS.glob("*.tar")]
     }
     wrong = [path for digest, path in lines if hashlib.sha256((CORPUS / path).read_bytes()).hexdigest() != digest]
     assert not wrong
@@ -87,3 +88,12 @@ def test_near_duplicates_fall_on_the_same_side():
     assert group_similar(["a b c d", "x y", "a b c e"]) == [["x y"], ["a b c d", "a b c e"]]
     seconds = {"press": 1.0, "press one now": 1.0, "goodbye": 1.0, "a very long one": 40.0}
     assert choose_heldout(seconds) <= {"press one now", "goodbye"}
+
+
+def test_the_tiny_set_has_a_token_for_every_started_80_ms():
+    for name in ("train", "heldout"):
+        cuts = read_cuts(f"tiny_{name}")
+        assert {cut["id"] for cut in cuts} < {cut["id"] for cut in read_cuts(name)}
+        assert [cut["custom"]["speech_tokens"]["array"]["shape"] for cut in cuts] == [
+            [-(-cut["recording"]["num_samples"] // 1280)] for cut in cuts
+        ]
