@@ -73,8 +73,12 @@ def test_a_small_window_wastes_hardly_more_than_a_large_one(tmp_path: Path):
 
 
 def test_documents_that_fit_together_badly_do_not_wait_for_ever(tmp_path: Path):
-    file, counts = filled(tmp_path / "a.rows", [Written(np.zeros(9, np.int64), 0)] * 100)
-    assert len(file) == 100 and counts.padding == 700
+    with row_writer(tmp_path / "a.rows", 16, VOCAB.hash, len(VOCAB), {}) as writer:
+        filler = RowFiller(writer, VOCAB, 64)
+        for number in range(1, 101):
+            filler.add(Written(np.zeros(9, np.int64), 0))
+            assert len(writer.sums) > number - 8
+        assert filler.finish().padding == 700 and len(writer.sums) == 100
 
 
 def test_text_speech_and_control_ids_are_counted(tmp_path: Path):

@@ -230,6 +230,14 @@ def test_what_is_there_is_kept_and_what_is_damaged_is_made_again(kit: Path, unbr
     assert content(out) == content(unbroken) and other.stat().st_mtime_ns == before
 
 
+def test_a_file_of_another_making_is_made_again(kit: Path, unbroken: Path, tmp_path: Path):
+    other = packed(kit, tmp_path / "other", packing={"row_len": ROW_LEN, "window_tokens": 4096, "unit_mb": 0.001})
+    out = packed(kit, tmp_path)
+    (out / "text" / "00001.rows").write_bytes((other / "text" / "00001.rows").read_bytes())
+    packed(kit, tmp_path)
+    assert content(out) == content(unbroken)
+
+
 def test_documents_that_can_not_be_used_are_counted_by_reason(kit: Path, tmp_path: Path, capsys):
     lines = ['{"text": "fine"}', '{"text": ""}', '{"text": " \\n"}', "{", '{"id": 1}', '{"text": "<|endoftext|> x"}']
     lines += [json.dumps({"text": "\0 \ud800 <|begin_of_audio|> שלום 👩‍👩‍👧"})]

@@ -215,7 +215,8 @@ def test_validation_sees_every_row_once_and_ranks_have_as_many_batches(
     rows = [(batch, i) for mine in batches for batch in mine for i in range(len(batch))]
     real = [int(batch.ids[i, 0]) for batch, i in rows if batch.doc_ids[i, 0] >= 0]
     assert sorted(real) == list(range(100, 125))
-    assert not any(batch.loss_mask[i].any() for batch, i in rows if batch.doc_ids[i, 0] < 0)
+    empty = [(batch.loss_mask[i], batch.ids[i]) for batch, i in rows if batch.doc_ids[i, 0] < 0]
+    assert len(empty) == len(rows) - 25 and not any(mask.any() or ids.any() for mask, ids in empty)
     assert batches[0][0].sources == ["held out"]
 
 
