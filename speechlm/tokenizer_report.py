@@ -1,198 +1,176 @@
-"""What a trained speech tokenizer has learnt, as a table, a JSON file and one page to open in a browser.
+"""What a speech tokenizer can do, as tables, a JSON file with its schema, and one page to open in a browser.
 
-    python -m speechlm.tokenizer_report --run runs/<name> [--cuts MANIFEST] [--limit 100] [--out FOLDER]
+    python -m speechlm.tokenizer_report --run runs/<name> [--cuts MANIFEST …] [--limit 100] [--out FOLDER]
 
-Held-out recordings are the run's own validation sets, or `--cuts`. Writes `report.html` (sounds, pictures, tables; needs nothing
-else) and `report.json` (every number) into the run folder.
+`--run` is a run folder, or a folder in the form of the released GLM-4-Voice tokenizer. Held-out recordings are the run's own
+validation sets, or `--cuts`. Writes `report.html` (sounds, pictures, tables; needs nothing else), `report.json` (every number)
+and `report.schema.json` (what they mean) into the run folder, or `--out`.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from callbacks.jsonl import read_metrics
 from datamodules.audio import AudioDataModule
-from datamodules.cuts import CutSource
+from datamodules.cuts import CutSource, read_cuts
 from speechlm import runs
-from speechlm.evals import pictures
-from speechlm.evals.codebook import code_counts, codebook_stats
-from speechlm.evals.listening import Heard, Listening, listen, snippets_of_code
-from speechlm.evals.report_page import Page, card, facts, marked, picture, plain, player, words
-from speechlm.evals.wer import marked_words, word_error_rate
+from speechlm.evals import perturbations
+from speechlm.evals import tokenizer_tables as tables
+from speechlm.evals.codebook import codebook_stats
+from speechlm.evals.json_schema import schema_of
+from speechlm.evals.listening import Heard, Listening, listen
+from speechlm.evals.robustness import robustness
+from speechlm.evals.speaker_probe import SpeakerLeakage, speaker_leakage
+from speechlm.evals.tokenizer_numbers import (
+    SCHEMA,
+    TokenizerNumbers,
+    advice_by_language,
+    by_language,
+    scores,
+    set_scores,
+)
+from speechlm.evals.tokenizer_page import page
 from speechlm.files import write_text_atomic
 from speechlm.load import load_stage
+from speechlm.nn.glm4voice import is_released
+from speechlm.nn.log_mel import LogMel
+from speechlm.nn.whisper_source import SourceForm
 from speechlm.provenance import git_state, hardware
+from speechlm.released import released_stage
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
 
-SCHEMA = 1
-SHOWN_RECORDINGS, SHOWN_CODES = 8, 12
+DISTURBED = 40  # recordings that are disturbed in every way there is
 
 
 def report(
-    run: str | Path, cuts: str | None = None, limit: int | None = None, out: str | Path | None = None
-) -> dict[str, Any]:
-    """Listen, write `report.json` and `report.html`, and return the numbers."""
+    run: str | Path,
+    cuts: Sequence[str] = (),
+    limit: int | None = None,
+    out: str | Path | None = None,
+    language: str = "",
+    trained: Sequence[str] | None = None,
+    source: str | None = None,
+    source_form: SourceForm = "published",
+    disturbed: int = DISTURBED,
+) -> TokenizerNumbers:
+    """Listen, measure, write page, JSON and schema, and return the numbers.
+
+    Args:
+        run: run folder or released folder.
+        cuts: manifests of held-out recordings, instead of the run's validation sets.
+        limit: recordings of each set at most.
+        out: folder to write to; the run folder where None.
+        language: code for recordings of `cuts` that name none.
+        trained: codes of languages the tokenizer was trained on; what the run's config says where None.
+        source: the unquantised model to compare with, where it is not the one that the run names.
+        source_form: of that, see `WhisperSource`.
+        disturbed: recordings that are disturbed; 0 leaves that out.
+
+    Raises:
+        ValueError: `run` is no speech tokenizer with a codebook, or there is nothing to listen to.
+    """
     run = Path(run)
-    folder = Path(out) if out else run
-    stage = load_stage(run)
-    if not isinstance(stage, SpeechTokenizer) or not stage.num_codes:
-        raise ValueError(f"{run} did not train a speech tokenizer with a quantiser, there are no tokens to report on")
-    sets = {name: listen(stage, batches, limit) for name, batches in _held_out(run, stage, cuts).items()}
-    numbers = measure(stage, sets) | {
-        "run": run.name,
-        "whisper": stage.whisper,
-        "machine": hardware(),
-        "code": git_state(run.resolve()),
-    }
-    numbers["hours_trained"] = _last(_history(run), "data/hours")
-    write_text_atomic(folder / "report.json", json.dumps(numbers, indent=1, default=str) + "\n")
-    write_text_atomic(folder / "report.html", page(stage, sets, numbers, _history(run)).render())
+    stage = _load(run)
+    if source:
+        stage.compare_with(source, source_form)
+    sources = _held_out(run, cuts, language)
+    if trained is None:
+        trained = _trained_languages(run)
+    sets = {name: _listen(stage, name, held, limit) for name, held in sources.items()}
+    heard = [item for listening in sets.values() for item in listening.heard]
+    history = _history(run)
+    rate = stage.clock.token_rate_hz
+    numbers = TokenizerNumbers(
+        schema=SCHEMA,
+        run=run.name,
+        whisper=stage.whisper,
+        trained_languages=list(trained),
+        token_rate_hz=rate,
+        codebook=codebook_stats([item.codes for item in heard], stage.num_codes, rate),
+        sets=set_scores(sets, stage.num_codes, rate),
+        languages={code: scores(items, stage.num_codes, rate) for code, items in by_language(heard).items()},
+        advice=advice_by_language(heard, list(trained), stage.num_codes),
+        speaker_leakage=_leakage(heard, stage.num_codes),
+        robustness=robustness(stage, _spread(heard, disturbed), perturbations.ALL, languages=stage.languages),
+        hours_trained=_last(history, "data/hours"),
+        machine=hardware(),
+        code=git_state(run.resolve()),
+    )
+    _write(Path(out) if out else run, numbers, page(stage, sets, numbers, history).render())
     return numbers
 
 
-def measure(stage: SpeechTokenizer, sets: dict[str, Listening]) -> dict[str, Any]:
-    """Every number of the report."""
-    codes = [item.codes for listening in sets.values() for item in listening.heard]
-    stats = codebook_stats(codes, stage.num_codes, stage.clock.token_rate_hz)
-    return {
-        "schema": SCHEMA,
-        "token_rate_hz": stage.clock.token_rate_hz,
-        "codebook": asdict(stats),
-        "sets": {name: _scores(listening) for name, listening in sets.items()},
-    }
+def _write(folder: Path, numbers: TokenizerNumbers, html: str) -> None:
+    write_text_atomic(folder / "report.json", json.dumps(asdict(numbers), indent=1, default=str) + "\n")
+    schema = schema_of(TokenizerNumbers, "speech tokenizer report")
+    write_text_atomic(folder / "report.schema.json", json.dumps(schema, indent=1) + "\n")
+    write_text_atomic(folder / "report.html", html)
 
 
-def _scores(listening: Listening) -> dict[str, Any]:
-    references = [item.reference for item in listening.heard]
-    rates = {side: [getattr(item, side) for item in listening.heard] for side in ("through", "unquantised")}
-    scored = {side: asdict(word_error_rate(references, texts)) for side, texts in rates.items()}
-    return {
-        "recordings": len(references),
-        "seconds": sum(len(item.audio) for item in listening.heard) / 16_000,
-        "wer": scored,
-        "tokenize_x_real_time": listening.times_real_time,
-    }
+def _load(run: Path) -> SpeechTokenizer:
+    stage = released_stage(run) if is_released(run) else load_stage(run)
+    if not isinstance(stage, SpeechTokenizer) or not stage.num_codes:
+        raise ValueError(f"{run} did not train a speech tokenizer with a quantiser, there are no tokens to report on")
+    return stage
 
 
-def page(stage: SpeechTokenizer, sets: dict[str, Listening], numbers: dict[str, Any], history: dict) -> Page:
-    """The whole report as a page."""
-    clock, book = stage.clock, numbers["codebook"]
-    hours = numbers.get("hours_trained")
-    trained = f"trained on {hours:.2f} h of speech, " if hours else ""
-    lead = (
-        f"{clock.token_rate_hz:g} tokens a second from {book['num_codes']} codes, {book['bits_per_sec']:.0f} bits per second; "
-        f"{trained}from {stage.whisper}."
-    )
-    made = Page(f"Speech tokenizer: {numbers.get('run', '')}", lead)
-    made.heading(
-        "Can it still be understood?",
-        "Word error rates with 95 % intervals over held-out recordings. The unquantised model is the one training started from.",
-    )
-    made.table(*wer_table(numbers))
-    made.heading("Learning")
-    made.cards([card(picture(png, name), words(name)) for name, png in _curves(history)])
-    made.heading(
-        "Recordings",
-        "The strip under each picture is the token sequence, one colour a code. Wrong words are underlined; ∅ is a lost word.",
-    )
-    made.cards([_recording(stage, item) for item in _some([i for s in sets.values() for i in s.heard])], grid=False)
-    heard = [item for listening in sets.values() for item in listening.heard]
-    counts = code_counts([item.codes for item in heard], stage.num_codes)
-    made.heading(
-        "Codebook",
-        f"{book['usage']:.0%} of the codes occur in {book['num_tokens']} tokens; perplexity {book['perplexity']:.0f}.",
-    )
-    made.cards([card(picture(png, name), words(name)) for name, png in _codebook(stage, counts)])
-    made.heading(
-        "What a code sounds like", "Each player joins moments from different recordings that got the same code."
-    )
-    frequent = np.argsort(counts)[::-1][:SHOWN_CODES]
-    made.cards([_code(stage, heard, int(code), int(counts[code])) for code in frequent if counts[code]])
-    return made
+def _listen(stage: SpeechTokenizer, name: str, held: CutSource, limit: int | None) -> Listening:
+    data = AudioDataModule(stage.clock, [held], val={name: held}, batch_seconds=60, max_seconds=_longest(stage))
+    speakers = {c.id: c.supervisions[0].speaker or "" for c in read_cuts(held.path) if c.supervisions}
+    compare = stage.source_name is not None
+    return listen(stage, data.val_dataloader()[0], limit, speakers, compare, stage.languages)
 
 
-def wer_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, for the page and the terminal alike."""
-    header = ["held-out set", "recordings", "WER unquantised", "WER through the bottleneck", "tokenizing, × real time"]
-    rows = []
-    for name, scores in numbers["sets"].items():
-        rates = [_rate(scores["wer"][side]) for side in ("unquantised", "through")]
-        rows.append([name, str(scores["recordings"]), *rates, f"{scores['tokenize_x_real_time']:.0f}"])
-    return header, rows
+def _longest(stage: SpeechTokenizer) -> float:
+    """Seconds that the model hears at once."""
+    return stage.model.max_samples / stage.clock.sample_rate_hz
 
 
-def _rate(wer: dict[str, Any]) -> str:
-    return f"{100 * wer['rate']:.1f} % [{100 * wer['low']:.1f}, {100 * wer['high']:.1f}]"
+def _leakage(heard: list[Heard], num_codes: int) -> SpeakerLeakage | None:
+    log_mel = LogMel(80)
+    known = [item for item in heard if item.speaker]
+    mels = [log_mel(torch.from_numpy(h.audio)[None], torch.tensor([len(h.audio)]))[0][0].numpy() for h in known]
+    return speaker_leakage([item.codes for item in known], [item.speaker for item in known], mels, num_codes)
 
 
-def _recording(stage: SpeechTokenizer, item: Heard) -> str:
-    mel, _ = stage.model.log_mel(torch.from_numpy(item.audio)[None], torch.tensor([len(item.audio)]))
-    drawn = pictures.mel_with_codes(mel[0].numpy(), item.codes, 1 / stage.clock.token_rate_hz)
-    texts = [
-        ("said", plain(item.reference)),
-        ("unquantised", marked(marked_words(item.reference, item.unquantised))),
-        ("through tokens", marked(marked_words(item.reference, item.through))),
-        ("tokens", f"<code>{plain(' '.join(map(str, item.codes.tolist())))}</code>"),
-    ]
-    return card(
-        player(item.audio, stage.clock.sample_rate_hz),
-        picture(drawn, f"log-mel and tokens of {item.name}"),
-        facts(texts),
-    )
+def _spread(heard: list[Heard], wanted: int) -> list[Heard]:
+    """Up to `wanted` recordings from all of them, evenly."""
+    return heard[:: -(-len(heard) // wanted)] if wanted else []
 
 
-def _code(stage: SpeechTokenizer, heard: list[Heard], code: int, count: int) -> str:
-    sound = snippets_of_code(heard, code, stage.clock)
-    return card(words(f"code {code}, {count} times"), player(sound, stage.clock.sample_rate_hz))
-
-
-def _codebook(stage: SpeechTokenizer, counts: np.ndarray) -> list[tuple[str, bytes]]:
-    shown = [("occurrences by rank", pictures.rank_frequency(counts))]
-    assert stage.model.encoder.quantizer is not None
-    vectors = stage.model.encoder.quantizer.decode(torch.arange(stage.num_codes)).detach().float().numpy()
-    return [*shown, ("codes on their two main axes", pictures.codebook_map(vectors, counts))]
-
-
-def _curves(history: dict[str, dict[int, float]]) -> list[tuple[str, bytes]]:
-    groups = {
-        "loss": ["train/loss_asr", "train/loss_vq", "train/loss_distill_states"],
-        "held-out word error rate": [name for name in history if name.startswith("val/") and name.endswith("/wer")],
-        "codebook usage": ["codebook/usage"],
-        "speed, × real time": ["perf/hours_per_hour"],
-    }
-    made = []
-    for title, names in groups.items():
-        series = {n: (list(map(float, history[n])), list(history[n].values())) for n in names if history.get(n)}
-        if series:
-            made.append((title, pictures.curves(series, "optimizer step", title)))
-    return made
-
-
-def _some(heard: list[Heard]) -> list[Heard]:
-    """Recordings of a speakable length, spread over all of them."""
-    fitting = [item for item in heard if 1.0 <= len(item.audio) / 16_000 <= 8.0] or heard
-    return fitting[:: max(1, len(fitting) // SHOWN_RECORDINGS)][:SHOWN_RECORDINGS]
-
-
-def _held_out(run: Path, stage: SpeechTokenizer, cuts: str | None) -> dict[str, Any]:
+def _held_out(run: Path, cuts: Sequence[str], language: str) -> dict[str, CutSource]:
+    """Sets of recordings by name."""
+    if cuts:
+        return dict(zip(_names(cuts), [CutSource(path, language=language) for path in cuts], strict=True))
     config = runs.read_config(run) or {}
     given = config.get("data", {}).get("init_args", {}).get("val") or {}
-    sources = {
-        name: CutSource(**value) if isinstance(value, dict) else CutSource(value) for name, value in given.items()
-    }
-    if cuts:
-        sources = {Path(cuts).stem: CutSource(cuts)}
-    if not sources:
+    if not given:
         raise ValueError(f"{run} has no validation set; name recordings with --cuts")
-    data = AudioDataModule(stage.clock, [*sources.values()], val={**sources}, batch_seconds=60)
-    return dict(zip(data.val_names, data.val_dataloader(), strict=True))
+    return {name: CutSource(**value) if isinstance(value, dict) else CutSource(value) for name, value in given.items()}
+
+
+def _names(cuts: Sequence[str]) -> list[str]:
+    """A name for every manifest: its own, with its folder's where two are alike."""
+    short = [Path(path).name.split(".")[0] for path in cuts]
+    return [
+        name if short.count(name) == 1 else f"{Path(path).resolve().parent.name}/{name}"
+        for name, path in zip(short, cuts, strict=True)
+    ]
+
+
+def _trained_languages(run: Path) -> list[str]:
+    """Codes that the run's config gives its training corpora."""
+    data = (runs.read_config(run) or {}).get("data", {}).get("init_args", {})
+    corpora = [source for source in data.get("train") or [] if source.get("weight", 1.0) > 0]
+    return sorted({source["language"] for source in corpora if source.get("language")})
 
 
 def _history(run: Path) -> dict[str, dict[int, float]]:
@@ -203,34 +181,54 @@ def _last(history: dict[str, dict[int, float]], name: str) -> float | None:
     return list(history[name].values())[-1] if history.get(name) else None
 
 
-def show(numbers: dict[str, Any], console: Console | None = None) -> None:
-    """The result as a table in the terminal."""
-    header, rows = wer_table(numbers)
-    table = Table(*header, title=f"{numbers['run']}: {numbers['token_rate_hz']:g} tokens a second")
-    for row in rows:
-        table.add_row(*row)
-    book = numbers["codebook"]
+def show(numbers: TokenizerNumbers, console: Console | None = None) -> None:
+    """The result as tables in the terminal."""
     console = console or Console()
-    console.print(table)
+    title = f"{numbers.run}: {numbers.token_rate_hz:g} tokens a second"
+    shown = {
+        title: tables.brief_table(numbers),
+        "what disturbs it": tables.robustness_table(numbers),
+        "does it tell who speaks": tables.speaker_table(numbers),
+        "keep, fine-tune or retrain": tables.advice_table(numbers),
+    }
+    for name, (header, rows) in shown.items():
+        if rows:
+            table = Table(*header, title=name)
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+    book = numbers.codebook
     console.print(
-        f"codebook: {book['usage']:.0%} of {book['num_codes']} codes in use, perplexity {book['perplexity']:.0f}, "
-        f"{book['bits_per_sec']:.0f} bits per second at most, {book['entropy_bits_per_sec']:.0f} as used"
+        f"codebook: {book.usage:.0%} of {book.num_codes} codes in use, perplexity {book.perplexity:.0f}, "
+        f"{book.bits_per_sec:.0f} bits per second at most, {book.entropy_bits_per_sec:.0f} as used"
     )
 
 
-def main() -> None:
-    """Parse, report, show."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", required=True, help="run folder")
-    parser.add_argument("--cuts", help="held-out cut manifest instead of the run's validation sets")
+    parser.add_argument("--run", required=True, help="run folder, or a folder in the released form")
+    parser.add_argument("--cuts", nargs="+", default=[], help="held-out cut manifests instead of the run's own sets")
+    parser.add_argument("--language", default="", help="code for recordings of --cuts that name none")
+    parser.add_argument("--trained", nargs="*", help="languages it was trained on, where the run's config does not say")
+    parser.add_argument("--source", help="the unquantised Whisper to compare with, where the run does not name it")
+    parser.add_argument(
+        "--source_form", choices=get_args(SourceForm), default="published", help="how --source was trained"
+    )
     parser.add_argument("--limit", type=int, help="recordings of each set at most")
-    parser.add_argument("--out", help="folder for report.html and report.json instead of the run's")
-    args = parser.parse_args()
+    parser.add_argument("--disturbed", type=int, default=DISTURBED, help="recordings that are disturbed; 0 for none")
+    parser.add_argument("--out", help="folder to write to instead of the run's")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse, report, show."""
+    parser = _parser()
+    given: dict[str, Any] = vars(parser.parse_args(args))
     try:
-        show(report(args.run, args.cuts, args.limit, args.out))
+        show(report(**given))
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    print(f"open {Path(args.out or args.run) / 'report.html'}")
+    print(f"open {Path(given['out'] or given['run']) / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Run a tokenizer over held-out recordings: transcripts with and without the bottleneck, codes, and how long it took."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,7 +39,9 @@ class Heard:
     codes: np.ndarray  # (T,) int64
     reference: str
     through: str  # transcript through the bottleneck
-    unquantised: str  # transcript of the starting model
+    unquantised: str | None  # transcript of the starting model; None where there is none to compare with
+    language: str = ""
+    speaker: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,24 @@ class Listening:
 
 
 @torch.inference_mode()
-def listen(tokenizer: Tokenizer, batches: Iterable[AudioBatch], limit: int | None = None) -> Listening:
-    """Tokenize and transcribe up to `limit` recordings."""
+def listen(
+    tokenizer: Tokenizer,
+    batches: Iterable[AudioBatch],
+    limit: int | None = None,
+    speakers: Mapping[str, str] | None = None,
+    compare: bool = True,
+    languages: set[str] | None = None,
+) -> Listening:
+    """Tokenize and transcribe recordings.
+
+    Args:
+        tokenizer: what is listened to.
+        batches: the recordings.
+        limit: at most so many of them.
+        speakers: by name of the recording.
+        compare: whether the tokenizer has an unquantised model to compare with.
+        languages: codes it can be asked to write in; recordings of others are transcribed as if in none. None asks for any.
+    """
     heard: list[Heard] = []
     audio_sec = tokenize_sec = 0.0
     for batch in batches:
@@ -66,12 +84,17 @@ def listen(tokenizer: Tokenizer, batches: Iterable[AudioBatch], limit: int | Non
         codes, lens = tokenizer.tokenize(batch.audio, batch.audio_lens)
         tokenize_sec += time.perf_counter() - begin
         audio_sec += batch.seconds
-        through = tokenizer.transcribe(batch.audio, batch.audio_lens, batch.languages)
-        unquantised = tokenizer.transcribe_unquantised(batch.audio, batch.audio_lens, batch.languages)
+        asked = [code if languages is None or code in languages else "" for code in batch.languages]
+        through = tokenizer.transcribe(batch.audio, batch.audio_lens, asked)
+        plain: list[str] | list[None] = [None] * len(batch)
+        if compare:
+            plain = tokenizer.transcribe_unquantised(batch.audio, batch.audio_lens, asked)
         for i, name in enumerate(batch.cut_ids):
             audio = batch.audio[i, : batch.audio_lens[i]].numpy()
             own = codes[i, : lens[i]].numpy()
-            heard.append(Heard(name, audio, own, batch.texts[i], through[i], unquantised[i]))
+            language = batch.languages[i] if batch.languages else ""
+            speaker = (speakers or {}).get(name, "")
+            heard.append(Heard(name, audio, own, batch.texts[i], through[i], plain[i], language, speaker))
         if limit is not None and len(heard) >= limit:
             break
     return Listening(heard[:limit], audio_sec, tokenize_sec)

@@ -40,8 +40,8 @@ class Bottleneck:
             nothing but the quantiser is new. "first": vectors keep their positions and the learnt table starts from Whisper's
             first rows, as released; the sum of two positions is new to the layers above, and whisper-tiny.en's loss at 12.5 Hz
             then starts at 6 to 9 instead of 0.2, before any quantisation.
-        padded_end: what attention makes of the silence that fills a recording up to its last whole token. "heard": it is heard like
-            the recording. "masked": nothing looks at it, as released, though it is pooled into the last token all the same.
+        padded_end: what attention makes of the silence that fills a recording up to its last whole token. "heard": it is heard
+            like the recording. "masked": nothing looks at it, as released, though it is pooled into the last token all the same.
         activation_checkpointing: recompute each layer in the backward pass; less memory for a third more arithmetic.
     """
 

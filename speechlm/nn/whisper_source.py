@@ -22,15 +22,17 @@ class WhisperSource:
         whisper: name or folder of the checkpoint.
         form: how it was trained: "published" Whisper hears 30 s padded with silence and attends to all of it; "unpadded" is a
             checkpoint trained like the tokenizer itself, causal and without padding.
+        bare_prompt: transcripts open with the start id only.
     """
 
-    def __init__(self, whisper: str, form: SourceForm = "published") -> None:
+    def __init__(self, whisper: str, form: SourceForm = "published", bare_prompt: bool = False) -> None:
         if form not in ("published", "unpadded"):
             raise ValueError(f"source_form must be 'published' or 'unpadded', got {form!r}")
         published = form == "published"
         bottleneck = Bottleneck(block_sec=None if published else 4.0, causal_convs=not published)
         self.padded = published
-        self.model = WhisperVQ(whisper, Clock(token_rate_hz=POSITIONS_PER_SEC), bottleneck)
+        clock = Clock(token_rate_hz=POSITIONS_PER_SEC)
+        self.model = WhisperVQ(whisper, clock, bottleneck, bare_prompt=bare_prompt)
         self.model.eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> "WhisperSource":

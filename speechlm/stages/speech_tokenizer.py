@@ -85,6 +85,11 @@ class SpeechTokenizer(L.LightningModule):
         return self.model.encoder.quantizer.num_codes if self.model.encoder.quantizer else 0
 
     @property
+    def languages(self) -> set[str] | None:
+        """Codes that transcripts can be asked for in; None where the model is not told the language."""
+        return None if self.model.text.bare else set(self.model.text.languages) or None
+
+    @property
     def vocab(self) -> Vocab | None:
         """The speech half of the vocabulary; None without a quantiser."""
         return Vocab(num_text=0, num_speech=self.num_codes, controls=()) if self.num_codes else None
@@ -107,6 +112,10 @@ class SpeechTokenizer(L.LightningModule):
         """Greedy transcripts of the model this one started from."""
         return self.source().transcribe(audio, audio_lens, languages)
 
+    def compare_with(self, source: str, form: SourceForm) -> None:
+        """Take another unquantised model for the one this started from."""
+        self.source_name, self.source_form, self._source = source, form, ()
+
     def source(self) -> WhisperSource:
         """The unquantised starting model, untouched, loaded when first needed.
 
@@ -116,7 +125,8 @@ class SpeechTokenizer(L.LightningModule):
         if not self._source:
             if self.source_name is None:
                 raise ValueError(f"{self.whisper} is quantised; name the Whisper it came from with `source`")
-            self._source = (WhisperSource(self.source_name, self.source_form),)
+            bare = self.model.text.bare and self.source_form == "unpadded"  # trained here, with the same prompts
+            self._source = (WhisperSource(self.source_name, self.source_form, bare),)
         return self._source[0].to(self.device)
 
     # -- training ------------------------------------------------------------------------------------------------------
