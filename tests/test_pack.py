@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from callbacks.pack_progress import PackProgress
 from datamodules.interleaved import Interleaved, Making, write_interleaved
 from datamodules.token_cuts import read_token_cuts, tokens_of
 from datamodules.token_folder import TokenFolder
@@ -365,3 +366,17 @@ def test_the_tiny_config_packs(kit: Path, tmp_path: Path, monkeypatch: pytest.Mo
     pack.main(["--config", "configs/pack/tiny/embedded.yaml", "--out", str(tmp_path / "out"), *paths])
     assert capsys.readouterr().out.count("23 documents in = 23 out") == 3
     assert all(len(RowFolder(tmp_path / "out" / name)) for name in ("speech", "asr", "tts"))
+
+
+def test_progress_says_how_fast_and_how_long_still(monkeypatch: pytest.MonkeyPatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("callbacks.pack_progress.time.monotonic", lambda: now[0])
+    progress = PackProgress(10_000, "rank 1 of 2")
+    assert progress.eta() == "?"
+    progress.kept(4_000)
+    for _ in range(20):
+        now[0] += 1.0
+        progress.made(100, 50_000)
+    progress.read(1_000)
+    assert str(progress) == "rank 1 of 2  50%  2000 documents, 100/s  1.0 M ids, 0.05 M/s  eta 0:01:40"
+    assert len(capsys.readouterr().out.splitlines()) == 2
