@@ -9,6 +9,7 @@ python -m datamodules.prepare wenetspeech --corpus data/WenetSpeech --out data/w
 python -m datamodules.prepare mls --corpus data/MLS --out data/mls --languages '[en, de]' --jobs 16
 python -m datamodules.prepare commonvoice --corpus data/cv-corpus-17.0-2024-03-15 --out data/commonvoice --languages '[en, zh-CN]'
 python -m datamodules.prepare emilia --corpus data/Emilia-Dataset --out data/emilia --languages '[en, zh]' --jobs 16
+python -m datamodules.prepare table --table data/es/table.tsv --out data/es --language es
 """
 
 import sys
@@ -16,7 +17,18 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from datamodules.recipes import aishell, commonvoice, emilia, gigaspeech, librispeech, libritts, mls, vctk, wenetspeech
+from datamodules.recipes import (
+    aishell,
+    commonvoice,
+    emilia,
+    gigaspeech,
+    librispeech,
+    libritts,
+    mls,
+    table,
+    vctk,
+    wenetspeech,
+)
 
 RECIPES: dict[str, Any] = {
     "librispeech": librispeech.prepare,
@@ -28,6 +40,7 @@ RECIPES: dict[str, Any] = {
     "mls": mls.prepare,
     "commonvoice": commonvoice.prepare,
     "emilia": emilia.prepare,
+    "table": table.prepare,
 }
 
 

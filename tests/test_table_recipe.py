@@ -1,0 +1,90 @@
+"""A table of recordings becomes manifests, and no held-out text is in training."""
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from datamodules.cuts import read_cuts
+from datamodules.prepare import main
+from datamodules.recordings import load_recording
+from speechlm.tokens.clock import Clock
+from tests.audio_corpus import RATE_HZ, tone
+
+TEXTS = ["uno", "dos", "Tres", "cuatro", "cinco", "  dos ", "tres", "seis", "siete", "ocho", "nueve", "diez"]
+
+
+def table(folder: Path, suffix: str, **columns: str) -> Path:
+    """Twelve recordings, some of which say the same, as the wanted kind of table."""
+    rows = []
+    for number, text in enumerate(TEXTS):
+        name = f"wavs/r{number:02d}.flac"
+        (folder / "wavs").mkdir(exist_ok=True)
+        soundfile.write(folder / name, tone(0.2 + 0.02 * number, seed=number), RATE_HZ)
+        rows.append({"path": name, "text": text, **columns})
+    path = folder / f"table{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        mark = "\t" if suffix == ".tsv" else ","
+        lines = [mark.join(rows[0]), *(mark.join(row.values()) for row in rows)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def prepare(path: Path, *more: str) -> dict[str, list]:
+    out = path.parent / "out"
+    main(["table", "--table", str(path), "--out", str(out), "--language", "es", "--heldout_share", "0.4", *more])
+    return {name: list(read_cuts(out / f"{name}.jsonl.gz")) for name in ("train", "heldout")}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".tsv", ".csv"])
+def test_every_row_is_on_one_side_and_the_same_text_on_the_same_side(tmp_path: Path, suffix: str):
+    sides = prepare(table(tmp_path, suffix, speaker="ana"))
+    texts = {name: {" ".join(c.supervisions[0].text.lower().split()) for c in cuts} for name, cuts in sides.items()}
+    assert len(sides["train"]) + len(sides["heldout"]) == len(TEXTS)
+    assert texts["train"] and texts["heldout"] and not texts["train"] & texts["heldout"]
+    for cut in [*sides["train"], *sides["heldout"]]:
+        assert (cut.supervisions[0].language, cut.supervisions[0].speaker) == ("es", "ana")
+        assert len(load_recording(cut, Clock())) == round(cut.duration * RATE_HZ)
+
+
+def test_the_split_depends_on_the_seed_alone(tmp_path: Path):
+    path = table(tmp_path, ".jsonl")
+    ids = [[c.id for c in prepare(path, "--seed", seed)["heldout"]] for seed in ("0", "0", "1")]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_what_a_row_says_of_itself_counts(tmp_path: Path):
+    path = table(tmp_path, ".jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[3] |= {"id": "fourth", "language": "gl"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cuts = {c.id: c for side in prepare(path).values() for c in side}
+    assert cuts["fourth"].supervisions[0].language == "gl"
+    assert cuts["wavs/r02"].supervisions[0].language == "es" and cuts["wavs/r02"].supervisions[0].speaker is None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda rows: rows[1].pop("text"), "row 2 .* has no text"),
+        (lambda rows: rows[1].update(path="gone.flac"), "names .*gone.flac, which is not there"),
+        (lambda rows: rows.clear(), "no text .* falls into train"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused_and_nothing_is_written(tmp_path: Path, change, problem: str):
+    path = table(tmp_path, ".jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit, match=problem):
+        prepare(path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_files_are_no_tables(tmp_path: Path):
+    path = table(tmp_path, ".jsonl").rename(tmp_path / "table.xlsx")
+    with pytest.raises(SystemExit, match=r"\.jsonl, \.tsv or \.csv"):
+        prepare(path)
