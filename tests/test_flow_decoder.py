@@ -85,7 +85,7 @@ def stage(form: str = "causal", dropout: float = 0.1, **settings: Any) -> FlowDe
 def fit(
     decoder: FlowDecoder, folder: Path, steps: int, ckpt_path: str | None = None, data: Any = None, **settings: Any
 ) -> FlowDecoder:
-    L.seed_everything(0)
+    L.seed_everything(0 if ckpt_path is None else 1)  # nothing may depend on it
     trainer = L.Trainer(**{
         "max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
         "enable_checkpointing": False, "use_distributed_sampler": False, "default_root_dir": folder, "limit_val_batches": 0,

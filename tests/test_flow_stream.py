@@ -78,7 +78,7 @@ def test_a_window_that_holds_everything_is_the_papers_procedure():
 def test_a_window_hears_nothing_before_it():
     network, (tokens, _) = released(), tokens_of(40)
     other = tokens.clone()
-    other[:, :10] = (other[:, :10] + 1) % V
+    other[:, :20] = (other[:, :20] + 1) % V
     one, two = (WindowStream(network, SEEDS[:1], window_tokens=10, sampling=FEW) for _ in range(2))
     for stream, said in ((one, tokens), (two, other)):
         stream.push(said[:, :30])
