@@ -176,7 +176,7 @@ class InterleaveJob:
         self.seal = seal_of(plan_of)
         self._begin(plan_of)
         self.making = Making(
-            tokenizer.fingerprint,
+            vocab.text_tokenizer or tokenizer.fingerprint,  # an export's tokenizer has the speech tokens' names besides
             vocab.speech_tokenizer,
             token_rate_hz,
             {
@@ -227,7 +227,7 @@ class InterleaveJob:
 
     def run(self, engine: Engine, rank: int, world_size: int, watcher: Watcher) -> None:
         """Make this process's share of the shards that are not there."""
-        flow = _Flow(self, rank, world_size, watcher)
+        flow = _Flow(self, rank, world_size, watcher, engine.max_length)
         while flow.unfinished:
             for generation in engine.generate(flow.prompts(), self.sampling):
                 flow.take(generation)
@@ -307,8 +307,8 @@ def text_to_token_writer(template: Template | None, vocab: Vocab, tokenizer: Tex
 class _Flow:
     """Documents on their way through the engine: prompts out, generations in, shards written as they get whole."""
 
-    def __init__(self, job: InterleaveJob, rank: int, world_size: int, watcher: Watcher) -> None:
-        self.job, self.watcher = job, watcher
+    def __init__(self, job: InterleaveJob, rank: int, world_size: int, watcher: Watcher, room: int) -> None:
+        self.job, self.watcher, self.room = job, watcher, room
         self.source = job.shards(rank, world_size)
         self.open: dict[Shard, _Open] = {}
         self.working: dict[str, tuple[_Work, int, int, int]] = {}  # by key: document, segment, try, text ids
@@ -395,7 +395,7 @@ class _Flow:
         except ValueError as error:
             log.debug("%s: %s", work.id, error)
             ids, text_ids = np.zeros(0, np.int64), 0
-        if not 0 < text_ids <= 8 * self.job.settings.mean_span + 64:
+        if not text_ids or len(ids) + checks.max_new(text_ids) > self.room:
             self._leave(work, "too long" if text_ids else "not speakable")
             self._one_less(work)
             return None

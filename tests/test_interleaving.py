@@ -24,7 +24,7 @@ class Speaker:
     """An engine whose speech is a function of the prompt; answers out of order, fails where it is told to."""
 
     def __init__(self, target: Target, fail: str = "", order: int = 0) -> None:
-        self.target, self.fail, self.order = target, fail, order
+        self.target, self.fail, self.order, self.max_length = target, fail, order, 2000
         self.asked: list[str] = []
         self.stop_after: int | None = None
 

@@ -64,7 +64,13 @@ class Generation(NamedTuple):
 
 
 class Engine(Protocol):
-    """Generates for many prompts at once."""
+    """Generates for many prompts at once.
+
+    Attributes:
+        max_length: ids that a prompt and what is generated for it may have together.
+    """
+
+    max_length: int
 
     def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Generation]:
         """Yield one generation per prompt, in any order; prompts are drawn as room for them appears.

@@ -1,0 +1,121 @@
+"""Text to token: what was learnt is spoken, by the run and by its export, and a corpus is made of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from datamodules.interleaved import read_interleaved
+from speechlm import export, fit, pack, synthesize
+from speechlm.engines.base import Sampling
+from speechlm.engines.checks import SpeechChecks
+from speechlm.load import load_stage
+from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.templates import Writer
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "configs/text_to_token/tiny/qwen2.5_1.5b.yaml"
+GREEDY = Sampling(temperature=0)
+LOOSE = SpeechChecks(min_per_text_id=0.1, max_repeats=50, max_run=50)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        torch.set_num_threads(1)
+        arguments = ["--config", str(TINY), "--runs_dir", str(folder), "--trainer.precision", "32-true"]
+        fit.main([*arguments, "--trainer.max_steps", "4"])
+    return folder / "tiny_text_to_token"
+
+
+@pytest.fixture(scope="module")
+def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "text_to_token"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        export.main(["--run", str(run_folder), "--out", str(out), "--dtype", "float32", "--verify"])
+    return out
+
+
+def test_a_pair_learnt_by_heart_is_spoken(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    stage = load_stage(run_folder)
+    tokenizer = TextTokenizer(stage.text_tokenizer)
+    writer = Writer(
+        "tts", None, stage.vocab, lambda text: tokenizer.encode([text])[0].tolist(), tokenizer.specials, tokenizer.end
+    )
+    text, speech = "two small words", [5, 9, 9, 1, 60, 3, 3, 8]
+    ids = torch.from_numpy(writer.write(tokenizer.encode([text])[0], np.array(speech)).ids)[None]
+    optimizer = torch.optim.AdamW(stage.lm.parameters(), lr=1e-2)
+    for _ in range(150):
+        logits = stage.lm(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits[0, -len(speech) - 3 : -1], ids[0, -len(speech) - 2 :])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+    said = stage.speak([text, text], sampling=GREEDY, checks=LOOSE)
+    assert [one.tolist() for one in said if one is not None] == [speech, speech]
+
+
+def test_an_export_makes_documents_that_rows_are_packed_from(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    lines = [
+        json.dumps({"id": str(n), "text": "a small text of some words that goes on and on " * 4}) for n in range(12)
+    ]
+    (texts / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = yaml.safe_load((ROOT / "configs/synthesize/tiny/fineweb_edu.yaml").read_text(encoding="utf-8"))
+    config |= {"model": str(exported), "out": str(tmp_path / "out")}
+    config["sources"]["en"]["paths"] = [str(texts)]
+    file = tmp_path / "synthesize.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    synthesize.main(["--config", str(file)])
+    said = capsys.readouterr().out
+    assert "12 documents in = 12 out + 0 skipped" in said
+    documents = [
+        one for shard in sorted((tmp_path / "out/en").glob("*-*.safetensors")) for one in read_interleaved(shard)
+    ]
+    assert len(documents) == 12
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out/en").iterdir()}
+    synthesize.main(["--config", str(file)])  # nothing is left to do
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out/en").iterdir()} == before
+    pack.main([
+        "--out", str(tmp_path / "rows"), "--text_tokenizer", str(ROOT / "assets/whisper-nano-en"),
+        "--vocab", str(exported / "vocab.json"), "--packing.row_len", "256",
+        "--sources", json.dumps({"interleaved": {"kind": "interleaved", "paths": [str(tmp_path / "out/en")]}}),
+    ])  # fmt: skip
+    assert "12 documents in = 12 out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["fineweb_edu.yaml", "tiny/fineweb_edu.yaml"])
+def test_synthesis_configs_parse(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert synthesize.SynthesizeCLI(["--config", f"configs/synthesize/{name}"]).config.sources
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--interleave.ratoi", "0.3"], "ratoi"),
+        (["--interleave.shard_documents", "0"], "interleave"),
+        (["--model", "no/such/folder"], "model"),
+        (["--rank", "3", "--world_size", "2"], "rank"),
+    ],
+)
+def test_wrong_arguments_exit_2_and_are_named(
+    arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        synthesize.main(["--config", "configs/synthesize/tiny/fineweb_edu.yaml", *arguments])
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err
