@@ -34,8 +34,8 @@ class Making:
     Args:
         shard_size: cuts in a shard: what is lost when a process is killed, and the stretch that is sorted by length.
         batch_seconds: seconds of audio in a batch, padding counted; bounds the memory.
-        precision: "float32": the tokens of a recording are the same in any batch. "bf16": faster on a GPU, and a few tokens in a
-            thousand differ.
+        precision: "float32": the tokens of a recording are the same in any batch. "bf16": for GPUs; a few tokens in a thousand
+            are others than in float32, and some depend on the batch.
         duration_tolerance_sec: how much a file may differ from the duration in its manifest.
         decode_threads: threads that decode audio while the device computes.
         max_skip_rate: share of cuts that can not be used above which a process stops, once `min_skip_count` are.

@@ -38,6 +38,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--rank", type=int | None, help="this process, from 0, where neither torchrun nor Slurm says")
     parser.add_argument("--world_size", type=int | None, help="number of processes")
+    parser.add_argument("--plan_only", type=bool, default=False, help="count the manifests into `out` and make nothing")
     return parser
 
 
@@ -59,6 +60,9 @@ class TokenizeCLI:
         with self._refusing("device"):
             device = choose_device(self.config.device, rank)
         folder, tokenizer, making = self._start(device)
+        if self.config.plan_only:
+            print(f"{folder.header.num_cuts} cuts are to become {folder.header.num_shards} shards in {folder.path}")
+            return
         name = f"rank {rank.rank} of {rank.world_size}" if rank.world_size > 1 else ""
         length = sum(map(folder.header.shard_length, range(rank.rank, folder.header.num_shards, rank.world_size)))
         with WorkProgress(length, name, bar=None if rank.world_size == 1 else False) as watcher:

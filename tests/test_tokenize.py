@@ -82,27 +82,55 @@ def test_more_ranks_than_shards_make_the_same_bytes(cuts: Path, unbroken: Path, 
     assert content(out) == content(unbroken)
 
 
-def run_once(config: str) -> None:
+def run_once(config: str, *arguments: str) -> None:
     """In a process of its own."""
     torch.set_num_threads(1)
-    tokenize.main(["--config", config])
+    tokenize.main(["--config", config, *arguments])
+
+
+@pytest.fixture(scope="module")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Processes that were forked when everything was imported, so that a start takes milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_tokenize"])
+    return context
+
+
+def test_ranks_that_start_at_the_same_moment_make_the_same_bytes(
+    cuts: Path, unbroken: Path, tmp_path: Path, processes: multiprocessing.context.ForkServerContext
+):
+    config = str(write_config(tmp_path, cuts))
+    ranks = [
+        processes.Process(target=run_once, args=(config, "--rank", str(rank), "--world_size", "3")) for rank in range(3)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0, 0, 0]
+    assert content(tmp_path / "out") == content(unbroken)
+
+
+def test_a_plan_counts_and_makes_nothing(cuts: Path, unbroken: Path, tmp_path: Path, capsys):
+    out = tokenized(tmp_path, cuts, "--plan_only", "true")
+    assert f"{NUM_CUTS} cuts are to become {NUM_SHARDS} shards" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == ["tokenize.json"]
+    assert content(tokenized(tmp_path, cuts)) == content(unbroken)
 
 
 def test_killed_ten_times_at_random_it_ends_with_the_bytes_of_an_unbroken_run(
-    cuts: Path, unbroken: Path, tmp_path: Path
+    cuts: Path, unbroken: Path, tmp_path: Path, processes: multiprocessing.context.ForkServerContext
 ):
-    context = multiprocessing.get_context("forkserver")  # imports once, then forks, so that a start takes milliseconds
-    context.set_forkserver_preload(["tests.test_tokenize"])
     config, out = str(write_config(tmp_path, cuts)), tmp_path / "out"
     chosen, kills, seen = random.Random(0), 0, set()
     for name in ("imports", "timed"):
         began = time.monotonic()
-        whole = context.Process(target=run_once, args=(str(write_config(tmp_path / name, cuts)),))
+        whole = processes.Process(target=run_once, args=(str(write_config(tmp_path / name, cuts)),))
         whole.start()
         whole.join()
     taken = time.monotonic() - began
     while kills < 10:
-        process = context.Process(target=run_once, args=(config,))
+        process = processes.Process(target=run_once, args=(config,))
         process.start()
         process.join(timeout=chosen.uniform(0.0, 1.1) * taken)
         if process.exitcode is None:
