@@ -66,6 +66,7 @@ class Encoded(NamedTuple):
     states: Tensor  # (B, T, D) for the decoder's cross-attention
     state_lens: Tensor  # (B,)
     quantized: Quantized | None  # None where no quantiser was asked for
+    vectors: Tensor  # (B, T, D) before the quantiser
 
 
 class WhisperVQEncoder(nn.Module):
@@ -121,11 +122,11 @@ class WhisperVQEncoder(nn.Module):
     def forward(self, mel: Tensor, mel_lens: Tensor, quantize: bool = True) -> Encoded:
         """(B, M, F) log-mel and (B,) frames -> states for the decoder. `quantize=False` lets the pooled vectors pass."""
         x, lens = self.below(mel, mel_lens)
-        quantized = None
+        vectors, quantized = x, None
         if quantize and self.quantizer is not None:
             quantized = self.quantizer(x, length_mask(lens, x.shape[1]))
             x = quantized.vectors
-        return Encoded(self.above(x, lens), lens, quantized)
+        return Encoded(self.above(x, lens), lens, quantized, vectors)
 
     def below(self, mel: Tensor, mel_lens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M, F) log-mel and (B,) frames -> (B, T, D) pooled vectors, one per speech token, and (B,) tokens."""

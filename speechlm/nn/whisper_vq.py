@@ -28,6 +28,7 @@ class Scored(NamedTuple):
     states: Tensor  # (B, T, D) of the encoder
     state_lens: Tensor  # (B,)
     quantized: Quantized | None
+    vectors: Tensor  # (B, T, D) before the quantiser
 
 
 class WhisperVQ(nn.Module):
@@ -71,7 +72,7 @@ class WhisperVQ(nn.Module):
         """(B, N) waveform, (B,) samples, (B, L) decoder inputs -> what the decoder makes of them."""
         encoded = self.encoder(*self.log_mel(audio, audio_lens), quantize=quantize)
         outputs = self.decoder(text_inputs, encoded.states, encoded.state_lens)
-        return Scored(outputs, encoded.states, encoded.state_lens, encoded.quantized)
+        return Scored(outputs, encoded.states, encoded.state_lens, encoded.quantized, encoded.vectors)
 
     def asr_loss(self, scored: Scored, labels: Tensor) -> Tensor:
         """Mean cross-entropy over the transcripts' ids, (B, L) labels."""

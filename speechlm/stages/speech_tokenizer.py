@@ -5,11 +5,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.text import WordErrorRate
 
 from speechlm.batch import AudioBatch
 from speechlm.nn.glm4voice import is_released
+from speechlm.nn.letter_ctc import LetterCTC, Letters
 from speechlm.nn.log_mel import Floor
 from speechlm.nn.losses import IGNORED
 from speechlm.nn.masks import length_mask
@@ -43,6 +44,8 @@ class SpeechTokenizer(L.LightningModule):
         source: name or folder of the unquantised Whisper that the bottleneck is compared with and learns from; `whisper` itself
             where null, and needed only where `whisper` is a tokenizer already.
         source_form: how that Whisper was trained, see `WhisperSource`.
+        letters: a linear reader of letters beside the decoder, so that vectors learn what was said from the first step on; it is
+            no part of the tokenizer.
         codebook_window: optimizer steps over which usage and perplexity of the codebook are counted.
     """
 
@@ -58,12 +61,18 @@ class SpeechTokenizer(L.LightningModule):
         bare_prompt: bool = False,
         source: str | None = None,
         source_form: SourceForm = "published",
+        letters: Letters | None = None,
         codebook_window: int = 50,
     ) -> None:
         super().__init__()
         self.clock = clock
         self.whisper = whisper
         self.model = WhisperVQ(whisper, clock, bottleneck, quantizer, floor, bare_prompt)
+        dim = self.model.encoder.embed_positions.embedding_dim
+        self.letters = letters
+        self.letter_readers = nn.ModuleDict(
+            {name: LetterCTC(dim, letters) for name in ("before", "behind")} if letters else {}
+        )
         self.optimizer_settings = optimizer
         self.optimizer_settings.freeze(self)
         self.distillation = distillation
@@ -159,9 +168,18 @@ class SpeechTokenizer(L.LightningModule):
         losses = {"asr": self.model.asr_loss(scored, labels)}
         if scored.quantized is not None:
             losses["vq"] = scored.quantized.loss
+        if self.letters is not None:
+            losses |= self._read_letters(scored, batch.texts)
         if self.distillation.active:
             losses |= self._distill(scored, self.source().score(batch.audio, batch.audio_lens, inputs), labels)
         return losses
+
+    def _read_letters(self, scored: Scored, texts: list[str]) -> dict[str, Tensor]:
+        assert self.letters is not None, "asked for where there are letters"
+        readers, lens = self.letter_readers, scored.state_lens
+        losses = {"letters": self.letters.before * readers["before"](scored.vectors, lens, texts)}
+        behind = scored.vectors if scored.quantized is None else scored.quantized.vectors
+        return losses | {"letters_behind": self.letters.behind * readers["behind"](behind, lens, texts)}
 
     def _distill(self, student: Scored, teacher: Scored, labels: Tensor) -> dict[str, Tensor]:
         losses = {}
