@@ -3,6 +3,7 @@
 Of a language model: `hf`, a Hugging Face folder with tokenizer, chat template and vocabulary; `glm4voice`, weights in the form of
 the released glm-4-voice-9b. Of a speech tokenizer: `whisper`, if it was trained without a quantiser (`quantizer: null` at 50 Hz)
 and so is a plain Whisper, to start other runs from; `glm4voice`, the form of the released tokenizer, for its code and ours.
+Of a flow decoder (its average, where it keeps one) and of a vocoder: `glm4voice`, the released `flow.pt` and `hift.pt`.
 The other way, `--released <folder>` makes a Hugging Face folder of the released glm-4-voice-9b, to train on from.
 """
 
@@ -15,12 +16,17 @@ import torch
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from speechlm.load import load_stage
+from speechlm.nn.flow_released import write_flow
 from speechlm.nn.glm4voice_export import save_tokenizer
 from speechlm.nn.glm4voice_lm import convert_released, save_released
 from speechlm.nn.hf_export import save_hf, verify
+from speechlm.nn.hift import HiFT
+from speechlm.nn.hift_released import write_hift
 from speechlm.nn.lora import merge_lora
+from speechlm.stages.flow_decoder import FlowDecoder
 from speechlm.stages.speech_lm import SpeechLM
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
+from speechlm.stages.vocoder import Vocoder
 from speechlm.text_tokenizer import TextTokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -53,6 +59,17 @@ def export_whisper(stage: SpeechTokenizer, out: str | Path) -> None:
 def export_glm4voice(stage: SpeechTokenizer, out: str | Path) -> None:
     """Write a tokenizer as the released code reads it; see `save_tokenizer` for what it raises."""
     save_tokenizer(stage.model, stage.whisper, out)
+
+
+def export_vocoder(stage: Vocoder, out: str | Path) -> None:
+    """Write a vocoder's network as the released `hift.pt`.
+
+    Raises:
+        ValueError: it is no HiFT.
+    """
+    if not isinstance(stage.generator, HiFT):
+        raise ValueError(f"the released vocoder is a HiFT, this one is a {type(stage.generator).__name__}")
+    write_hift(stage.generator, Path(out) / "hift.pt")
 
 
 def export_lm(stage: SpeechLM, out: str | Path, settings: argparse.Namespace) -> None:
@@ -100,6 +117,8 @@ FORMATS: dict[type, dict[str, Export]] = {
         "whisper": lambda stage, out, _: export_whisper(stage, out),
         "glm4voice": lambda stage, out, _: export_glm4voice(stage, out),
     },
+    FlowDecoder: {"glm4voice": lambda stage, out, _: write_flow(stage.used, Path(out) / "flow.pt")},
+    Vocoder: {"glm4voice": lambda stage, out, _: export_vocoder(stage, out)},
 }
 
 

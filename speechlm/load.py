@@ -6,6 +6,7 @@ import lightning as L
 from jsonargparse import ArgumentParser
 
 from speechlm import runs
+from speechlm.nn.generator import Generator
 from speechlm.tokens.clock import Clock
 
 
@@ -35,3 +36,19 @@ def load_stage(run: str | Path, checkpoint: str | Path | None = None) -> L.Light
         checkpoint = newest.path
     runs.load_weights(stage, checkpoint)
     return stage.eval()
+
+
+def load_vocoder(run: str, checkpoint: str | None = None) -> Generator:
+    """The network of a vocoder's run, for a flow decoder to be heard through.
+
+    Args:
+        run: run folder.
+        checkpoint: another checkpoint of the same shape.
+
+    Raises:
+        ValueError: the folder holds no run of a vocoder.
+    """
+    generator = getattr(load_stage(run, checkpoint), "generator", None)
+    if not isinstance(generator, Generator):
+        raise ValueError(f"{run} is no run of a vocoder")
+    return generator

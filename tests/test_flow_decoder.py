@@ -1,5 +1,6 @@
 """The flow decoder stage: what it promises, exact resuming, the average, the guard, refusals."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -18,15 +19,21 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from datamodules.resume import position
+from speechlm import export
 from speechlm.batch import ResynthesisBatch
+from speechlm.fit import main as run_fit
+from speechlm.load import load_stage, load_vocoder
+from speechlm.nn.flow_released import ReleasedFlow
 from speechlm.nn.flow_stream import CachedStream, WindowStream
 from speechlm.nn.hift import HiFT
+from speechlm.nn.hift_released import read_hift
 from speechlm.nn.token_to_mel import Prompt, Sampling
 from speechlm.stages.flow_decoder import FlowDecoder
 from speechlm.stages.gradient_guard import GradientGuard, GuardSettings
 from speechlm.stages.optim import AdamWSettings
 from tests.tiny_flow import CLOCK, FORMS, M, V, tokens_of
 
+ROOT = Path(__file__).parents[1]
 FEW = Sampling(steps=2)
 SCHEDULE = AdamWSettings(lr=1e-3, weight_decay=0.0, decay="linear", warmup_steps=2, total_steps=6)
 
@@ -301,6 +308,33 @@ def test_a_prompt_is_made_of_a_recording_at_the_decoders_rate():
     assert (mel - decoder.decode(tokens, lens).mel[:, :, : mel.shape[2]]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="the prompt has 16000 Hz, the decoder 22050 Hz"):
         decoder.prompt(batch.speech_tokens, batch.speech_token_lens, batch.audio, batch.audio_lens, 16_000)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_is_heard_through_a_vocoders_run_and_both_go_out_in_the_released_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    common = ["--runs_dir", str(tmp_path), "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    run_fit(["--config", "configs/vocoder/tiny/paper.yaml", *common])
+    voice = {"class_path": "speechlm.load.load_vocoder", "init_args": {"run": str(tmp_path / "tiny_vocoder_paper")}}
+    no_voice, vocoder_flag = (["--model.init_args.vocoder", json.dumps(value)] for value in (None, voice))
+    run_fit(["--config", "configs/flow_decoder/tiny/paper.yaml", *common, *no_voice, *vocoder_flag])
+    for name in ("tiny_vocoder_paper", "tiny_flow_decoder_paper"):
+        export.main(["--run", str(tmp_path / name), "--out", str(tmp_path / "out"), "--format", "glm4voice"])
+    decoder = load_stage(tmp_path / "tiny_flow_decoder_paper")
+    assert isinstance(decoder, FlowDecoder)
+    again = ReleasedFlow(CLOCK, str(tmp_path / "out" / "flow.pt"), head_width=8)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), decoder.used.parameters(), strict=True))
+    hift = read_hift(tmp_path / "out" / "hift.pt")
+    assert all(torch.equal(a, b) for a, b in zip(hift.parameters(), decoder.vocoder().parameters(), strict=True))
+    audio, lens = decoder.speak(*tokens_of(4, 2))
+    assert audio.isfinite().all() and lens.tolist() == [27 * 256, 13 * 256]
+    with pytest.raises(ValueError, match="is no run of a vocoder"):
+        load_vocoder(str(tmp_path / "tiny_flow_decoder_paper"))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

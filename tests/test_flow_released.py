@@ -9,7 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from speechlm.nn.estimator import Conditions
 from speechlm.nn.flow_released import ReleasedFlow, write_flow
-from speechlm.nn.token_to_mel import Prompt
+from speechlm.nn.length_regulator import StretchedTokens
+from speechlm.nn.token_encoder import TokenEncoder
+from speechlm.nn.token_to_mel import Prompt, TokenToMel
+from speechlm.nn.unet import UNet
 from tests.tiny_flow import CLOCK, causal, released
 
 GOLDEN = Path(__file__).parent / "golden" / "glm4voice_flow"
@@ -103,3 +106,10 @@ def test_what_the_released_code_can_not_run_is_not_written_for_it(tmp_path: Path
         write_flow(network, tmp_path / "flow.safetensors")
     with pytest.raises(ValueError, match=r"written to \.safetensors or \.pt"):
         write_flow(released(), tmp_path / "flow.bin")
+
+
+def test_the_default_parts_are_the_released_shape():
+    with torch.device("meta"):
+        encoder, regulator, unet = TokenEncoder(), StretchedTokens(), UNet()
+        network = TokenToMel(CLOCK, encoder=encoder, length_regulator=regulator, estimator=unet)
+    assert sum(p.numel() for p in network.parameters()) == 111_166_208  # published as 111.2 M
