@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,13 +32,9 @@ class Utterance:
     gender: str | None = None
 
 
-def write_utterances(utterances: Iterable[Utterance], part: PartWriter, jobs: int) -> None:
+def write_utterances(utterances: Iterable[Utterance], part: PartWriter, jobs: int, transcribed: bool = True) -> None:
     """Cuts of all utterances whose files can be read; `jobs` threads read their headers."""
-
-    def look(utterance: Utterance) -> MonoCut | str:
-        return cut_or_reason(utterance)
-
-    for made in in_order(look, utterances, jobs):
+    for made in in_order(partial(cut_or_reason, transcribed=transcribed), utterances, jobs):
         part.tally.found += 1
         if isinstance(made, str):
             part.leave_out(made)
@@ -45,9 +42,9 @@ def write_utterances(utterances: Iterable[Utterance], part: PartWriter, jobs: in
             part.add(made)
 
 
-def cut_or_reason(utterance: Utterance) -> MonoCut | str:
-    """The cut of an utterance, or the reason why there is none."""
-    if not utterance.text.strip():
+def cut_or_reason(utterance: Utterance, transcribed: bool = True) -> MonoCut | str:
+    """The cut of an utterance, or the reason why there is none; without supervision where it need not be transcribed."""
+    if transcribed and not utterance.text.strip():
         return "no transcript"
     if not utterance.path.is_file():
         return "no audio file"
@@ -70,7 +67,7 @@ def cut_or_reason(utterance: Utterance) -> MonoCut | str:
         speaker=utterance.speaker or None,
         gender=utterance.gender or None,
     )
-    return MonoCut(name, 0.0, duration, 0, supervisions=[said], recording=recording)
+    return MonoCut(name, 0.0, duration, 0, supervisions=[said] if transcribed else [], recording=recording)
 
 
 def in_order(work: Callable[[A], B], items: Iterable[A], jobs: int) -> Iterator[B]:

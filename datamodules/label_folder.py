@@ -1,0 +1,212 @@
+"""Pseudo-labels of a corpus, as a folder: what was heard in every recording, and the manifests of what can be trusted.
+
+    labels.json              what it is made with: manifests, model, settings
+    heard/000000.json        what the model heard in the cuts of a shard, whatever it is worth
+    cuts/000000.jsonl.gz     those worth training on, as cuts with a supervision; this folder is what a config names
+    chosen/000000.json       how many were chosen, by which thresholds; written last
+    summary.json             all shards together, once all are there
+
+`heard` costs hours of computing, the rest is made from it in seconds, again with each start, so that thresholds can be changed.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lhotse.cut import Cut
+
+from datamodules.cuts import CheckedCuts
+from datamodules.sealed import read_sealed, seal_of, write_sealed
+from datamodules.token_folder import ManifestCount
+
+HEADER, HEARD, CUTS, CHOSEN, SUMMARY = "labels.json", "heard", "cuts", "chosen", "summary.json"
+
+
+@dataclass(frozen=True)
+class LabelPlan:
+    """What a folder of labels is made with.
+
+    Args:
+        manifests: cut manifests in order.
+        shard_size: cuts in a shard.
+        model: name of the recogniser.
+        model_hash: of its weights.
+        settings: that labels depend on.
+    """
+
+    manifests: tuple[ManifestCount, ...]
+    shard_size: int
+    model: str
+    model_hash: str
+    settings: dict[str, Any]
+
+    @property
+    def num_cuts(self) -> int:
+        """Of all manifests."""
+        return sum(manifest.cuts for manifest in self.manifests)
+
+    @property
+    def num_shards(self) -> int:
+        """The last one may be shorter."""
+        return -(-self.num_cuts // self.shard_size)
+
+    def shard_length(self, shard: int) -> int:
+        """Cuts in a shard."""
+        return min(self.shard_size, self.num_cuts - shard * self.shard_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "manifests": [[m.path, m.cuts, m.sha256] for m in self.manifests]}
+
+    def shards(self, wanted: range) -> Iterator[tuple[int, list[Cut]]]:
+        """The wanted shards in order, with their cuts.
+
+        Raises:
+            ValueError: a manifest is refused, or has changed.
+        """
+        shard, cuts = -1, list[Cut]()
+        for number, cut in self._numbered(wanted):
+            if number // self.shard_size != shard and cuts:
+                yield shard, self._whole(shard, cuts)
+                cuts = []
+            shard = number // self.shard_size
+            cuts.append(cut)
+        if cuts:
+            yield shard, self._whole(shard, cuts)
+
+    def _numbered(self, wanted: range) -> Iterator[tuple[int, Cut]]:
+        first = 0
+        for manifest in self.manifests:
+            begin = first
+            cuts = CheckedCuts([Path(manifest.path)]).numbered(lambda n, b=begin: (b + n) // self.shard_size in wanted)  # type: ignore[misc]
+            yield from ((begin + number, cut) for number, cut in cuts)
+            first += manifest.cuts
+
+    def _whole(self, shard: int, cuts: list[Cut]) -> list[Cut]:
+        if len(cuts) != self.shard_length(shard):
+            raise ValueError(
+                f"shard {shard} has {len(cuts)} cuts instead of {self.shard_length(shard)}: a manifest has changed"
+            )
+        return cuts
+
+
+@dataclass
+class Counts:
+    """What became of the cuts: in = heard + skipped; and of the stretches they were heard in = kept + left out."""
+
+    cuts_in: int = 0
+    heard: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    stretches: int = 0
+    kept: int = 0
+    seconds: float = 0.0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Counts") -> None:
+        """Add another's."""
+        for name in ("cuts_in", "heard", "stretches", "kept", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.skipped += other.skipped
+        self.left_out += other.left_out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "skipped": dict(self.skipped), "left_out": dict(self.left_out)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Counts":
+        """Back from plain values."""
+        return cls(**{**fields, "skipped": Counter(fields["skipped"]), "left_out": Counter(fields["left_out"])})
+
+    def __str__(self) -> str:
+        skipped, left_out = (_reasons(counter) for counter in (self.skipped, self.left_out))
+        return (
+            f"{self.cuts_in} recordings in = {self.heard} heard + {self.skipped.total()} skipped{skipped}; {self.stretches} "
+            f"stretches = {self.kept} kept ({self.seconds / 3600:.2f} h) + {self.left_out.total()} left out{left_out}"
+        )
+
+
+def _reasons(counter: Counter[str]) -> str:
+    return f" ({', '.join(f'{count} {reason}' for reason, count in sorted(counter.items()))})" if counter else ""
+
+
+@dataclass(frozen=True)
+class LabelFolder:
+    """A folder of labels that has been begun.
+
+    Args:
+        path: the folder.
+        plan: what it is made with.
+    """
+
+    path: Path
+    plan: LabelPlan
+
+    @staticmethod
+    def start(path: str | Path, plan: LabelPlan) -> "LabelFolder":
+        """The folder at `path`, begun where there is none.
+
+        Raises:
+            ValueError: it was begun with something else; naming both sides.
+        """
+        path = Path(path)
+        if not (path / HEADER).exists():
+            write_sealed(path / HEADER, plan.to_dict())
+        begun, wanted = (_flat(fields) for fields in (read_sealed(path / HEADER), plan.to_dict()))
+        changed = [
+            f"{name}: {begun.get(name)} -> {value}" for name, value in wanted.items() if begun.get(name) != value
+        ]
+        if changed:
+            raise ValueError(f"{path} was begun with something else; choose another `out`:\n  " + "\n  ".join(changed))
+        return LabelFolder(path, plan)
+
+    @property
+    def seal(self) -> str:
+        """Of the plan."""
+        return seal_of(self.plan.to_dict())
+
+    def cuts_path(self, shard: int) -> Path:
+        """Manifest of a shard."""
+        return self.path / CUTS / f"{shard:06d}.jsonl.gz"
+
+    def heard(self, shard: int) -> dict[str, Any] | None:
+        """What was heard in a shard; None where there is nothing, or nothing whole."""
+        return self._read(self.path / HEARD / f"{shard:06d}.json")
+
+    def write_heard(self, shard: int, content: dict[str, Any]) -> dict[str, Any]:
+        """Keep what was heard in a shard."""
+        content = {"made_with": self.seal, **content}
+        write_sealed(self.path / HEARD / f"{shard:06d}.json", content)
+        return content
+
+    def write_chosen(self, shard: int, thresholds: dict[str, float], counts: Counts) -> None:
+        """Keep what was chosen of a shard."""
+        content = {"made_with": self.seal, "thresholds": thresholds, "counts": counts.to_dict()}
+        write_sealed(self.path / CHOSEN / f"{shard:06d}.json", content)
+
+    def summarise(self, thresholds: dict[str, float]) -> Counts | None:
+        """Add up all shards and write the summary; None while some are not there, or chosen by other thresholds."""
+        total = Counts()
+        for shard in range(self.plan.num_shards):
+            chosen = self._read(self.path / CHOSEN / f"{shard:06d}.json")
+            if chosen is None or chosen["thresholds"] != thresholds:
+                return None
+            total.add(Counts.from_dict(chosen["counts"]))
+        write_sealed(
+            self.path / SUMMARY, {"model": self.plan.model, "thresholds": thresholds, "counts": total.to_dict()}
+        )
+        return total
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        try:
+            content = read_sealed(path)
+        except (FileNotFoundError, ValueError):
+            return None
+        return content if content.get("made_with") == self.seal else None
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """Settings beside what they are settings of."""
+    return {**fields, **{f"settings.{name}": value for name, value in fields["settings"].items()}, "settings": None}
