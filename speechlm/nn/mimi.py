@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import MimiConfig, MimiModel
 from transformers.utils import cached_file
 
-from speechlm.nn.masks import length_mask
 from speechlm.nn.pieces import join, split
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.tokenizer import fingerprint
@@ -80,7 +79,6 @@ class MimiTokens:
         """(B, N) waveform, (B,) samples -> (B, T) speech tokens, -1 behind the end, and (B,) tokens."""
         pieces, piece_lens, owner = split(audio, audio_lens, self.window_samples)
         frames = (piece_lens + self.frame_samples - 1) // self.frame_samples
-        pieces = pieces * length_mask(piece_lens, pieces.shape[1])
         pieces = F.pad(pieces, (0, int(frames.max()) * self.frame_samples - pieces.shape[1]))
         return join(self._codes(pieces), frames * self.tokens_per_frame, owner)
 
