@@ -2,8 +2,9 @@
 
     python benchmarks/block_attention.py [--whisper FOLDER] [--positions 500 1000 1500] [--batch 4] [--rounds 7] [--device cpu]
 
-The two forms alternate, A B A B; times are the best of the rounds, making of masks included; on a CPU they are the
-processor's, for shared machines (OMP_NUM_THREADS=1). "encoder" runs `WhisperVQEncoder.below`, all layers under the quantiser, without gradients as for tokens and with them as in training.
+The two forms alternate, A B A B; times are the best of the rounds, making of masks included. On a CPU they are the processor's,
+for shared machines (OMP_NUM_THREADS=1). "encoder" runs `WhisperVQEncoder.below`, all layers under the quantiser, without
+gradients as for tokens and with them as in training.
 """
 
 import argparse

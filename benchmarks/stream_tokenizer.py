@@ -5,8 +5,8 @@
 Ours: `TokenStream` with its caches, fed in chunks. The usual way, as the released code has no caches: at the end of every block,
 the tokens of everything heard since the last cut at 30 s are computed again and the new ones kept. Both run over the same
 recording, joined from the corpus, side by side, block by block; both are compared with the offline tokens. The codebook is drawn
-from the encoder's own vectors: what it means does not matter to what it costs. Times are the processor's, not the clock's, so that
-a shared machine can measure too; with one thread (OMP_NUM_THREADS=1) they are what the clock would say on an idle one.
+from the encoder's own vectors: what it means does not matter to what it costs. Times are the processor's, not the clock's, for
+shared machines; with one thread (OMP_NUM_THREADS=1) they are what the clock would say on an idle one.
 """
 
 import argparse
