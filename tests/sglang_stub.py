@@ -1,4 +1,4 @@
-"""A server that speaks SGLang's `/generate` as SGLang 0.5 does, habits that bite included, over a tiny model or a given function."""
+"""A server that speaks `/generate` as SGLang 0.5 does, habits that bite included, over a tiny model or any function."""
 
 import json
 import threading

@@ -117,7 +117,7 @@ def test_when_all_replicas_stay_away_the_run_stops_and_says_why(stub: Stub):
 
 def test_prompts_that_no_server_can_do_end_the_run(stub: Stub):
     stub.failures = [500] * 50
-    with pytest.raises(BadAnswer, match="5 tries failed for prompts 'p0' to 'p2'.*injected"):
+    with pytest.raises(BadAnswer, match=r"5 tries failed for prompts 'p0' to 'p2'.*injected"):
         by_key(engine(stub), prompts(3), GREEDY)
 
 

@@ -49,8 +49,6 @@ class DeepFSQ(Quantizer):
         self.expand = nn.Sequential(
             nn.Linear(len(levels), hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, dim)
         )
-        with torch.no_grad():  # numbers of about unit size, so that all levels are in use from the start
-            self.squeeze[-1].weight.mul_(SPREAD)
         self.init_updates, self.ramp_updates, self.seed = init_updates, ramp_updates, seed
         self.reconstruction = reconstruction
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
