@@ -8,6 +8,7 @@ import soundfile
 
 from datamodules.cuts import read_cuts
 from datamodules.prepare import main
+from datamodules.recipes.table import _held_out
 from datamodules.recordings import load_recording
 from speechlm.tokens.clock import Clock
 from tests.audio_corpus import RATE_HZ, tone
@@ -48,6 +49,11 @@ def test_every_row_is_on_one_side_and_the_same_text_on_the_same_side(tmp_path: P
     for cut in [*sides["train"], *sides["heldout"]]:
         assert (cut.supervisions[0].language, cut.supervisions[0].speaker) == ("es", "ana")
         assert len(load_recording(cut, Clock())) == round(cut.duration * RATE_HZ)
+
+
+def test_case_and_blanks_do_not_part_recordings_of_the_same_text():
+    sides = [[_held_out(text, 0.5, seed) for text in ("Marque dos", "  marque   DOS ")] for seed in range(20)]
+    assert all(one == other for one, other in sides) and len({one for one, _ in sides}) == 2
 
 
 def test_the_split_depends_on_the_seed_alone(tmp_path: Path):

@@ -148,7 +148,8 @@ def test_the_json_is_what_its_schema_says(run: Path, tmp_path: Path):
     schema = json.loads((tmp_path / "report.schema.json").read_text())
     saved = json.loads((tmp_path / "report.json").read_text())
     check(saved, schema)
-    for broken in ({**saved, "schema": "2"}, {**saved, "more": 1}, {**saved, "advice": {"es": {"verdict": "burn"}}}):
+    burnt = {"es": {**saved["advice"]["es"], "verdict": "burn"}}
+    for broken in ({**saved, "schema": "2"}, {**saved, "more": 1}, {**saved, "advice": burnt}):
         with pytest.raises(AssertionError):
             check(broken, schema)
 
