@@ -91,6 +91,9 @@ def test_two_ranks_compute_what_one_rank_computes(name: str, two: Path, tmp_path
         assert mine.keys() == other.keys() and any("embed_tokens" in key for key in mine)
         for key in mine:
             torch.testing.assert_close(other[key], mine[key], equal_nan=True, **close, msg=lambda m, k=key: f"{k}: {m}")
+    torch.testing.assert_close(theirs["used"], ours["used"], **close)
+    if "gradient_clip_val" in two_ranks.CASES[name][3]:
+        assert theirs["metrics"]["train/grad_norm"] > 0.1 and float(theirs["used"]) == pytest.approx(0.05, rel=1e-4)
     assert ours["skipped"] == theirs["skipped"] == (name.startswith("nan"))
     for key, value in ours["metrics"].items():
         torch.testing.assert_close(theirs["metrics"][key], value, rtol=1e-3 if name == "mixed" else 1e-5, atol=1e-3)

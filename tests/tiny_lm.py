@@ -1,7 +1,6 @@
 """Language models of a few thousand random parameters, and rows for them, for tests."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +98,22 @@ class Rows(L.LightningDataModule):
 
 
 class Gradients(L.Callback):
-    """Keeps whole gradients as they are when the optimizer is to use them."""
+    """Keeps whole gradients of every step before they are clipped, and of the last one as they were used."""
 
     def __init__(self) -> None:
         self.of: list[dict[str, torch.Tensor]] = []
+        self.used: dict[str, torch.Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """Every rank asks for the whole, so every rank has it."""
-        self.of.append(dict(_whole(pl_module)))
+        self.of.append(whole_gradients(pl_module))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """After the optimizer's step they are as it had them, clipped."""
+        self.used = whole_gradients(pl_module)
 
 
-def _whole(module: L.LightningModule) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            gradient: Any = parameter.grad
-            yield name, (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
+def whole_gradients(module: L.LightningModule) -> dict[str, torch.Tensor]:
+    """Gradients by name, gathered from all ranks."""
+    gradients: dict[str, Any] = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return {name: (g.full_tensor() if hasattr(g, "full_tensor") else g).clone() for name, g in gradients.items()}

@@ -82,6 +82,7 @@ def run(folder: Path, name: str, ranks: int) -> dict[str, Any]:
         "gradients": gradients.of,
         "metrics": {key: value.clone() for key, value in made.callback_metrics.items()},
         "skipped": stage.skipped,
+        "used": torch.stack([gradient.norm() for gradient in gradients.used.values()]).norm(),
         "state": whole_state(stage),
     }
 
