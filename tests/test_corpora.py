@@ -1,7 +1,11 @@
 """Corpora in the layout they are published in become manifests that training reads; other folders are refused by name."""
 
+import inspect
+import itertools
 import json
 import os
+import re
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from lhotse.recipes import commonvoice as lhotse_commonvoice
 from lhotse.recipes import prepare_mls
 
 from datamodules.audio import AudioDataModule
 from datamodules.cuts import CutSource, read_cuts
-from datamodules.prepare import main
+from datamodules.prepare import RECIPES, main
 from datamodules.recipes import json_items, part_writer
 from datamodules.recipes.gigaspeech import clean
 from datamodules.recipes.utterances import Utterance, write_utterances
@@ -415,3 +420,33 @@ def test_a_manifest_is_the_same_whatever_order_its_recordings_come_in(
     assert abs(np.corrcoef(range(300), [int(name[1:]) for name in names])[0, 1]) < 0.2
     assert "301 recordings found = 300 written (0.02 h) + 1 left out (1 same id again)" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.jsonl.gz"]
+
+
+# --- the configs that name them
+
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "speech_tokenizer"
+
+
+def sources_of(config: Path) -> list[dict[str, Any]]:
+    return yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"]["train"]
+
+
+@pytest.mark.parametrize("config", [CONFIGS / "paper_mixture.yaml", CONFIGS / "tiny" / "paper_mixture.yaml"])
+def test_the_mixture_has_three_pseudo_labelled_recordings_for_each_supervised_one(config: Path) -> None:
+    sources = sources_of(config)
+    pseudo = [s["weight"] for s in sources if "pseudo" in s["path"]] or [sources[1]["weight"]]
+    assert sum(pseudo) == pytest.approx(3.0) and sum(s["weight"] for s in sources) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_command_that_a_config_is_prepared_by_exists(config: Path) -> None:
+    """And writes the manifests that the config names."""
+    for command in re.findall(r"python -m datamodules\.prepare (.*)", config.read_text(encoding="utf-8")):
+        name, *words = shlex.split(command)
+        known = inspect.signature(RECIPES[name]).parameters
+        options = {word.removeprefix("--"): value for word, value in itertools.pairwise(words) if word.startswith("--")}
+        assert options.keys() <= known.keys()
+        val = yaml.safe_load(config.read_text())["data"]["init_args"]["val"].values()
+        named = [s if isinstance(s, str) else s["path"] for s in [*sources_of(config), *val]]
+        assert any(path.startswith(options["out"] + "/") for path in named)
