@@ -24,7 +24,7 @@ p.lead { color: var(--soft); margin: 0 0 1.6rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 .scroll { overflow-x: auto }
 th, td { text-align: left; padding: .45rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { color: var(--soft); font-weight: 600 }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 1rem 1.1rem;
   margin: 1rem 0 }
 .card img { max-width: 100%; height: auto; display: block; margin: .5rem 0 }

@@ -72,7 +72,7 @@ def _disturbed(made: Page, numbers: TokenizerNumbers) -> None:
         "A linear probe names the speaker of recordings it has not seen, each speaker counting the same. Leaked is where it is "
         "with tokens and pairs of tokens alone, between chance and what it gets from the log-mel."
         if rows
-        else "Not measured: it takes two speakers with two recordings each, named in `supervision.speaker`."
+        else "Not measured: it takes two speakers with two recordings each, named in the cuts' supervisions."
     )
     made.heading("Does it tell who speaks?", note)
     if rows:

@@ -1,7 +1,9 @@
 """The tables of the tokenizer report, as texts, for the page and the terminal alike."""
 
+from speechlm.evals.codebook import CodebookStats
 from speechlm.evals.robustness import Robustness
-from speechlm.evals.tokenizer_numbers import Errors, Scores, TokenizerNumbers
+from speechlm.evals.tokenizer_numbers import Errors, TokenizerNumbers
+from speechlm.evals.wer import ErrorRate
 
 Table = tuple[list[str], list[list[str]]]  # header, rows
 ABSENT = "–"
@@ -9,42 +11,35 @@ ABSENT = "–"
 
 def set_table(numbers: TokenizerNumbers) -> Table:
     """Errors of every held-out set, with and without the bottleneck."""
-    header = ["held-out set", "language", "recordings", "minutes", *_ERRORS, "tokenizing, × real time"]
+    header = ["held-out set", "language", "recordings", "WER unquantised", "WER through tokens", "CER through tokens"]
     rows = []
     for name, scores in numbers.sets.items():
         speed = ABSENT if scores.tokenize_x_real_time is None else f"{scores.tokenize_x_real_time:.0f}"
-        rows.append(
-            [name, ", ".join(filter(None, scores.languages)) or ABSENT, *_size(scores), *_errors(scores), speed]
-        )
-    return header, rows
+        languages = ", ".join(filter(None, scores.languages)) or ABSENT
+        errors = [*_pair(scores.wer), str(scores.cer.through)]
+        rows.append([name, languages, str(scores.recordings), *errors, speed])
+    return [*header, "tokenizing, × real time"], rows
 
 
 def brief_table(numbers: TokenizerNumbers) -> Table:
     """Errors of every held-out set, without intervals, for a terminal."""
-    header = ["held-out set", "recordings", "WER unquantised", "WER through the bottleneck", "CER through"]
+    header = ["held-out set", "recordings", "WER unquantised", "WER through tokens", "CER through tokens"]
     rows = []
     for name, scores in numbers.sets.items():
         rates = (scores.wer.unquantised, scores.wer.through, scores.cer.through)
-        shown = [ABSENT if rate is None else f"{100 * rate.rate:.1f} %" for rate in rates]
-        rows.append([name, str(scores.recordings), *shown])
+        rows.append([name, str(scores.recordings), *map(_short, rates)])
     return header, rows
 
 
 def language_table(numbers: TokenizerNumbers) -> Table:
     """Errors and codes of every language."""
-    header = ["language", "recordings", "minutes", *_ERRORS, "codes in use", "perplexity", "bits/s as used", "repeats"]
+    header = ["language", "minutes", "WER unquantised", "WER through", "CER unquantised", "CER through"]
     rows = []
     for code, scores in numbers.languages.items():
-        book = scores.codebook
-        used = [
-            f"{book.usage:.0%}",
-            f"{book.perplexity:.0f}",
-            f"{book.entropy_bits_per_sec:.0f}",
-            f"{book.repeats:.0%}",
-        ]
         name = code if code in numbers.trained_languages else f"{code} (not trained on)"
-        rows.append([name, *_size(scores), *_errors(scores), *used])
-    return header, rows
+        rates = [_short(rate) for errors in (scores.wer, scores.cer) for rate in (errors.unquantised, errors.through)]
+        rows.append([name, f"{scores.seconds / 60:.1f}", *rates, *_use(scores.codebook)])
+    return [*header, "codes in use", "perplexity", "bits/s as used", "repeats"], rows
 
 
 def advice_table(numbers: TokenizerNumbers) -> Table:
@@ -70,20 +65,17 @@ def speaker_table(numbers: TokenizerNumbers) -> Table:
     return header, [[*counts, tokens, f"{found.from_log_mel:.0%}", leaked]]
 
 
-_ERRORS = ["WER unquantised", "WER through the bottleneck", "CER unquantised", "CER through"]
-
-
-def _errors(scores: Scores) -> list[str]:
-    by_character = " (characters)" if scores.wer.through.metric == "cer" else ""
-    return [*(rate + by_character for rate in _pair(scores.wer)), *_pair(scores.cer)]
-
-
 def _pair(errors: Errors) -> list[str]:
-    return [ABSENT if rate is None else str(rate) for rate in (errors.unquantised, errors.through)]
+    by_character = " (characters)" if errors.through.metric == "cer" else ""
+    return [ABSENT if rate is None else f"{rate}{by_character}" for rate in (errors.unquantised, errors.through)]
 
 
-def _size(scores: Scores) -> list[str]:
-    return [str(scores.recordings), f"{scores.seconds / 60:.1f}"]
+def _short(rate: ErrorRate | None) -> str:
+    return ABSENT if rate is None else f"{100 * rate.rate:.1f} %"
+
+
+def _use(book: CodebookStats) -> list[str]:
+    return [f"{book.usage:.0%}", f"{book.perplexity:.0f}", f"{book.entropy_bits_per_sec:.0f}", f"{book.repeats:.0%}"]
 
 
 def _robustness_row(name: str, row: Robustness) -> list[str]:
