@@ -122,7 +122,7 @@ def test_a_plan_counts_and_makes_nothing(cuts: Path, unbroken: Path, tmp_path: P
 def test_killed_ten_times_at_random_it_ends_with_the_bytes_of_an_unbroken_run(
     cuts: Path, unbroken: Path, tmp_path: Path, processes: multiprocessing.context.ForkServerContext
 ):
-    """Somewhere in the work on a file, whichever file that is: by the clock alone, a busy machine would be killed at its start."""
+    """Somewhere in the work on a file: by the clock, a busy machine would always be killed at its start."""
     config, out = str(write_config(tmp_path, cuts)), tmp_path / "out"
     chosen, kills, seen = random.Random(0), 0, set()
     while kills < 10:
