@@ -302,6 +302,21 @@ def test_what_is_left_out_is_counted_once_however_many_ranks_read_it(corpora: tu
     assert counts[0] == counts[1] and counts[0]["too long"] > 0
 
 
+@pytest.mark.parametrize(("count", "some_again"), [(5, False), (9, True), (12, True)])
+def test_every_validation_recording_counts_on_one_rank_alone(tmp_path: Path, count: int, some_again: bool) -> None:
+    manifest = make_corpus(tmp_path, count)
+    batches: list[AudioBatch] = []
+    for rank in range(4):
+        data = make_data(manifest, val={"v": str(manifest)}, batch_seconds=1.0)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=4)
+        batches += data.val_dataloader()[0]
+    repeated = [again for batch in batches for again in batch.repeated]
+    counted = [name for name, again in zip(ids_of(batches), repeated, strict=True) if not again]
+    assert sorted(counted) == sorted(cut.id for cut in read_cuts(manifest))
+    assert all(len(set(batch.repeated)) == 1 for batch in batches)  # so that a batch counts whole or not at all
+    assert any(repeated) == some_again
+
+
 def test_validation_sets_are_whole_named_and_in_the_same_order_each_time(corpora: tuple[Path, Path]) -> None:
     data = make_data(corpora[0], val={"small": str(corpora[1]), "large": CutSource(str(corpora[0]))})
     assert data.val_names == ["small", "large"]

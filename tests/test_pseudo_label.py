@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -275,6 +278,35 @@ def test_a_folder_of_recordings_becomes_a_manifest_that_is_trained_on(
     main([*command, *ALL_KEPT])
     assert content(out) == made
     assert json.loads(made["summary.json"])["counts"]["kept"] == 3
+
+
+@pytest.mark.slow
+def test_processes_killed_by_a_signal_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
+    model, corpus = str(make_ctc(tmp_path / "ctc")), make_corpus(tmp_path / "corpus", 60)
+    shards = ["--listening.shard_size", "6", "--listening.batch_seconds", "1", *ALL_KEPT]
+    main(["--whisper", model, "--audio", str(corpus), "--out", str(tmp_path / "unbroken"), *shards])
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "speechlm.pseudo_label",
+        "--whisper",
+        model,
+        "--audio",
+        str(corpus),
+        "--out",
+        str(out),
+    ]
+    for done in (1, 4, 7):
+        process = subprocess.Popen([*command, *shards], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(out.glob("heard/*.json"))) < done:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    assert 7 <= len(list(out.glob("heard/*.json"))) < 10
+    assert subprocess.run([*command, *shards], check=False, capture_output=True).returncode == 0
+    leftover = {name for name in content(out) if name.endswith(".part")}
+    assert {name: data for name, data in content(out).items() if name not in leftover} == content(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize(

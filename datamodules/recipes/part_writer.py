@@ -101,7 +101,7 @@ class PartWriter:
     def _say(self) -> None:
         if time.monotonic() - self._said >= SAY_EVERY_SEC:
             self._said = time.monotonic()
-            print(f"{self.name}: {self.tally}", flush=True)
+            print(f"{self.name}, so far: {self.tally}", flush=True)
 
     def _sorted(self) -> Iterator[bytes]:
         """Lines in order of their digests; the same id twice, which would be heard twice, once."""
