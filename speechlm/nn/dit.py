@@ -103,7 +103,7 @@ class DiT(Estimator):
         blocks = own if state is None else torch.cat([state.blocks, own])
         allowed = sees(own, blocks, self.left_blocks)
         real = torch.ones(1, len(blocks), dtype=torch.bool, device=own.device) if real is None else real
-        mask = attention_mask(allowed, real, x_t.dtype)
+        mask = attention_mask(allowed, real, torch.bfloat16)  # its lowest number is finite in float32 too
         turn = rotations(start, len(own), self.head_width, own.device)
         time = F.silu(self.time_mlp(t))
         x = self.inward(torch.cat([x_t, conditions.channels], dim=1).transpose(1, 2))

@@ -198,7 +198,7 @@ def _stage(x: Tensor, time: Tensor, real: Tensor | None, resnet: nn.Module, tran
     mask = None
     if real is not None:
         everything = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device)
-        mask = attention_mask(everything, real[:, 0], x.dtype)
+        mask = attention_mask(everything, real[:, 0], torch.bfloat16)  # its lowest number is finite in float32 too
     for block in transformers.children():
         x = block(x, mask)
     return x.transpose(1, 2)
