@@ -190,7 +190,7 @@ def test_memory_does_not_grow_with_the_number_of_cuts():
     command = [sys.executable, "benchmarks/tokenize_memory.py", "--cuts", "1200"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout.splitlines()[-1])
-    assert measured["growth_mib"] < 5  # the audio of all of them is 22 MiB
+    assert measured["growth_mib"] < 10  # the audio of all of them is 22 MiB; 0 to 5 are seen, whatever their number
 
 
 # -- the side thread -------------------------------------------------------------------------------------------------------

@@ -43,9 +43,10 @@ class DeepFSQ(Quantizer):
     ) -> None:
         super().__init__(dim, int(torch.tensor(levels).prod()))
         self.fsq = vq.FSQ(levels=levels)
-        self.squeeze = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, len(levels))
-        )
+        last = nn.Linear(hidden, len(levels))
+        with torch.no_grad():  # numbers of about unit size, so that all levels are in use from the start
+            last.weight.mul_(SPREAD)
+        self.squeeze = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), last)
         self.expand = nn.Sequential(
             nn.Linear(len(levels), hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, dim)
         )
