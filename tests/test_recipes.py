@@ -206,7 +206,13 @@ def test_recordings_that_can_not_be_used_are_counted_by_reason(
     out = prepare_emilia(tmp_path / "c", "--min_dnsmos", "2.5")
     assert [cut.id for cut in read_cuts(out / "train")] == ["EN_B00000_S00000_W000000"]
     printed = capsys.readouterr().out
-    for reason in ("7 recordings found = 1 written", "3 no transcript", "1 low quality", "1 no pair of", "1 unreadable audio"):
+    for reason in (
+        "7 recordings found = 1 written",
+        "3 no transcript",
+        "1 low quality",
+        "1 no pair of",
+        "1 unreadable audio",
+    ):
         assert reason in printed
 
 

@@ -23,7 +23,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_flipped_bit_of_fifty_random_ones_is_found(made: Path):
-    files = sorted(name for name, data in content(made).items() if data)  # nothing was skipped: skipped.jsonl has no bit
+    files = sorted(
+        name for name, data in content(made).items() if data
+    )  # nothing was skipped: skipped.jsonl has no bit
     chosen, hit = random.Random(0), set()
     for _ in range(50):
         path = made / chosen.choice(files)
