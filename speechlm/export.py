@@ -78,11 +78,7 @@ def export_lm(stage: SpeechLM, out: str | Path, settings: argparse.Namespace) ->
     Raises:
         ValueError: the text tokenizer is not the vocabulary's, there is no average, or there is something at `out`.
     """
-    known, name = stage.vocab.text_tokenizer, settings.text_tokenizer or stage.text_tokenizer
-    if known and (given := TextTokenizer(name).fingerprint) != known:
-        raise ValueError(
-            f"the vocabulary is of the text tokenizer {known}, {name} is {given}; name the right one with --text_tokenizer"
-        )
+    name = text_tokenizer_of(stage, settings)
     lm = plain_lm(stage, settings.ema)
     save_hf(lm, stage.vocab, name, out, DTYPES[settings.dtype])
     if settings.verify:
@@ -92,7 +88,22 @@ def export_lm(stage: SpeechLM, out: str | Path, settings: argparse.Namespace) ->
 
 def export_released_lm(stage: SpeechLM, out: str | Path, settings: argparse.Namespace) -> None:
     """Write a language model as the released glm-4-voice-9b is; see `save_released` for what it raises."""
-    save_released(plain_lm(stage, settings.ema), stage.vocab, out, DTYPES[settings.dtype])
+    name = text_tokenizer_of(stage, settings)
+    save_released(plain_lm(stage, settings.ema), stage.vocab, name, out, DTYPES[settings.dtype])
+
+
+def text_tokenizer_of(stage: SpeechLM, settings: argparse.Namespace) -> str:
+    """Name or folder of the text tokenizer of a run's vocabulary.
+
+    Raises:
+        ValueError: what is named is another.
+    """
+    known, name = stage.vocab.text_tokenizer, settings.text_tokenizer or stage.text_tokenizer
+    if known and (given := TextTokenizer(name).fingerprint) != known:
+        raise ValueError(
+            f"the vocabulary is of the text tokenizer {known}, {name} is {given}; name the right one with --text_tokenizer"
+        )
+    return name
 
 
 def plain_lm(stage: SpeechLM, ema: bool) -> Any:

@@ -127,7 +127,7 @@ def test_training_starts_from_the_released_rows_and_goes_out_again_as_it_came_in
     torch.testing.assert_close(
         stage.lm(IDS[None]).logits[0], reference_logits(released_state(), IDS), rtol=1e-4, atol=1e-4
     )
-    save_released(stage.lm, stage.vocab, tmp_path / "out", torch.float32)
+    save_released(stage.lm, stage.vocab, str(make_tokenizer(tmp_path / "text")), tmp_path / "out", torch.float32)
     written = {
         name: value for file in (tmp_path / "out").glob("*.safetensors") for name, value in load_file(file).items()
     }

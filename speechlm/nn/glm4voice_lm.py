@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GlmConfig, PreTrainedModel
 
 from speechlm.files import write_text_atomic
-from speechlm.nn.hf_export import cast_weights, whole_folder
+from speechlm.nn.hf_export import cast_weights, extended_tokenizer, generation_config, whole_folder
 from speechlm.tokens.vocab import Vocab
 
 NUM_TEXT = 151_343  # the text tokenizer of GLM-4 with its own specials
@@ -204,8 +204,8 @@ def convert_released(folder: str | Path, out: str | Path) -> None:
         vocab.save(part / "vocab.json")
 
 
-def save_released(lm: PreTrainedModel, vocab: Vocab, out: str | Path, dtype: torch.dtype) -> None:
-    """Write weights and configuration as the released code reads them; its code and tokenizer files go beside them.
+def save_released(lm: PreTrainedModel, vocab: Vocab, text_tokenizer: str, out: str | Path, dtype: torch.dtype) -> None:
+    """Write weights and configuration as the released code and SGLang read them, and a tokenizer with a name for every id.
 
     Raises:
         ValueError: the model is no Glm, or its ids are not the released ones.
@@ -216,10 +216,13 @@ def save_released(lm: PreTrainedModel, vocab: Vocab, out: str | Path, dtype: tor
         raise ValueError(
             f"the vocabulary is not that of glm-4-voice-9b: {vocab.num_speech} codes from {vocab.speech_offset}"
         )
+    tokenizer = extended_tokenizer(text_tokenizer, vocab)
     with whole_folder(out) as folder:
         cast_weights(lm, dtype)
         save_torch_state_dict(theirs(lm.state_dict()), folder)
         write_text_atomic(folder / "config.json", json.dumps(released_config(lm.config), indent=2) + "\n")
+        generation_config(tokenizer, vocab).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         vocab.save(folder / "vocab.json")
 
 
