@@ -21,9 +21,9 @@ h1 { font-size: 2rem; margin: 0 0 .3rem; letter-spacing: -.02em }
 h2 { margin: 2.8rem 0 .6rem; font-size: 1.25rem }
 p.lead { color: var(--soft); margin: 0 0 1.6rem }
 .note { color: var(--soft); font-size: .9rem }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums }
 .scroll { overflow-x: auto }
-th, td { text-align: left; padding: .45rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+th, td { text-align: left; padding: .45rem .5rem; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 1rem 1.1rem;
   margin: 1rem 0 }

@@ -49,10 +49,13 @@ def _understood(made: Page, numbers: TokenizerNumbers) -> None:
     made.heading(
         "Can it still be understood?",
         "Word and character error rates with 95 % intervals over held-out recordings. The unquantised model is the one training "
-        "started from.",
+        "started from; × real time is the speed of tokenizing on this machine.",
     )
     made.table(*tables.set_table(numbers))
-    made.heading("Languages", "Codes in use and perplexity grow with the minutes they are counted over.")
+    made.heading(
+        "Languages",
+        "Codes in use and perplexity grow with the minutes they are counted over. Bits per second are those of codes as used.",
+    )
     made.table(*tables.language_table(numbers))
     made.heading("Keep, fine-tune or retrain?", f"The rule: {AdviceRule()}.")
     made.table(*tables.advice_table(numbers))

@@ -18,7 +18,7 @@ def set_table(numbers: TokenizerNumbers) -> Table:
         languages = ", ".join(filter(None, scores.languages)) or ABSENT
         errors = [*_pair(scores.wer), str(scores.cer.through)]
         rows.append([name, languages, str(scores.recordings), *errors, speed])
-    return [*header, "tokenizing, × real time"], rows
+    return [*header, "× real time"], rows
 
 
 def brief_table(numbers: TokenizerNumbers) -> Table:
@@ -39,7 +39,7 @@ def language_table(numbers: TokenizerNumbers) -> Table:
         name = code if code in numbers.trained_languages else f"{code} (not trained on)"
         rates = [_short(rate) for errors in (scores.wer, scores.cer) for rate in (errors.unquantised, errors.through)]
         rows.append([name, f"{scores.seconds / 60:.1f}", *rates, *_use(scores.codebook)])
-    return [*header, "codes in use", "perplexity", "bits/s as used", "repeats"], rows
+    return [*header, "codes in use", "perplexity", "bits/s", "repeats"], rows
 
 
 def advice_table(numbers: TokenizerNumbers) -> Table:
