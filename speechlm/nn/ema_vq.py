@@ -86,7 +86,7 @@ class EmaVQ(Quantizer):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("pool", start.new_zeros(0, dim))
         self.register_buffer("frames_seen", torch.zeros((), dtype=torch.long))
-        self._forget()
+        self.forget()
 
     @property
     def ready(self) -> bool:
@@ -123,7 +123,7 @@ class EmaVQ(Quantizer):
         restarted = self._restart() if self.ready and self._restart_is_due() else 0
         if self.pool.numel() and self.ready:
             self._start_codebook()
-        self._forget()
+        self.forget()
         return {"restarted": float(restarted)}
 
     def _taken(self, real: Tensor) -> Tensor:
@@ -138,16 +138,21 @@ class EmaVQ(Quantizer):
 
     # -- what forward passes leave for the update ----------------------------------------------------------------------
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         self._frames: list[Tensor] = []  # (n, D) of each forward pass since the last update
         self._count: Tensor | None = None  # (V,)
         self._sum: Tensor | None = None  # (V, D)
 
     @torch.no_grad()
     def _gather(self, frames: Tensor, codes: Tensor | None = None) -> None:
-        """Keep (n, D) frames, and with their (n,) codes the sums per code, until the next update."""
+        """Keep (n, D) frames, and with their (n,) codes the sums per code, until the next update.
+
+        What is not finite is passed over: in an average it would stay for ever.
+        """
         if not self.training:
             return
+        finite = frames.isfinite().all(1)
+        frames, codes = frames[finite], None if codes is None else codes[finite]
         self._frames.append(frames.detach())
         if codes is None:
             return

@@ -46,6 +46,9 @@ class Quantizer(nn.Module):
         """
         return {}
 
+    def forget(self) -> None:
+        """What the forward passes since the last update have seen is not to be learnt; instead of `update`, on every rank."""
+
     @property
     def ready(self) -> bool:
         """False while vectors still pass through unquantised, before a codebook made from data exists."""

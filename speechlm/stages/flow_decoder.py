@@ -24,6 +24,7 @@ from speechlm.stages.gradient_guard import GradientGuard, GuardSettings
 from speechlm.stages.optim import AdamWSettings
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
+from speechlm.updates import updates_of
 
 ADAM = AdamWSettings(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, eps=1e-8, warmup_steps=2500, decay="constant")
 
@@ -262,13 +263,16 @@ class FlowDecoder(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimizer's step, and the average's after it."""
         super().optimizer_step(*args, **kwargs)
-        if self.average is not None and self.ema_decay is not None and not self.guard.in_a_row:
+        left_out = self.guard.in_a_row or updates_of(self).left_out_at(self.trainer.global_step)
+        if self.average is not None and self.ema_decay is not None and not left_out:
             follow(self.average, self.network, self.ema_decay, self.guard.seen - 1)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip as the trainer says, and leave out what the guard does not let pass."""
+        if updates_of(self).left_out_at(self.trainer.global_step):  # a callback said so, and took the gradients away
+            return
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.log("train/grad_norm", norm)
@@ -277,6 +281,10 @@ class FlowDecoder(L.LightningModule):
         else:
             optimizer.zero_grad(set_to_none=True)  # without gradients AdamW changes neither weights nor moments
         self.log("train/skipped_updates", float(self.guard.skipped))
+
+    def on_rewind(self) -> None:
+        """The weights are older ones again, and good."""
+        self.guard.in_a_row = 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Where the random numbers are, and what the guard knows."""

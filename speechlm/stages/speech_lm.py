@@ -22,6 +22,7 @@ from speechlm.stages.optim import AdamWSettings
 from speechlm.stages.tally import TOKENS, Tally
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
+from speechlm.updates import updates_of
 
 log = logging.getLogger(__name__)
 UNIT = 2.0**13  # losses are summed in units of so many ids until their number is known; a power of two rounds nothing
@@ -177,6 +178,9 @@ class SpeechLM(L.LightningModule):
                 f"gradients are clipped by norm alone, got gradient_clip_algorithm {gradient_clip_algorithm!r}"
             )
         gradients = self._gradients()
+        if updates_of(self).left_out_at(self.trainer.global_step):  # a guard said so, and why
+            self._count_skipped()
+            return
         norm = _whole(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.tensor(torch.nan)
         self.log("train/grad_norm", norm.to(self.device))
         if not norm.isfinite():
@@ -196,6 +200,10 @@ class SpeechLM(L.LightningModule):
         self._seen_before, self._seen = checkpoint.get("tokens_seen", {}), None
         self.skipped = checkpoint.get("skipped_updates", 0)
 
+    def on_rewind(self) -> None:
+        """The weights are older ones again, and good."""
+        self._skipped_in_a_row = 0
+
     def _weigh_gradients(self) -> None:
         """Gradients of mean losses over micro-batches and ranks become those of the mean over all ids."""
         assert self._step is not None
@@ -213,8 +221,7 @@ class SpeechLM(L.LightningModule):
     def _skip(self, optimizer: Optimizer, norm: float) -> None:
         """Without gradients AdamW changes neither weights nor moments."""
         optimizer.zero_grad(set_to_none=True)
-        self.skipped += 1
-        self._skipped_in_a_row += 1
+        self._count_skipped()
         assert self._step is not None
         reason = f"its gradient's norm is {norm}" if self._step.targets else "it has no ids to predict"
         log.warning("the update of step %d was left out: %s", self.global_step, reason)
@@ -224,9 +231,15 @@ class SpeechLM(L.LightningModule):
                 f"look at the data, or raise model.init_args.max_skipped"
             )
 
+    def _count_skipped(self) -> None:
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+
     def _log_step(self) -> None:
         step, self._step = self._step, None
         assert step is not None
+        if self._skipped_in_a_row:
+            step.forget_losses()
         self._window = step if self._window is None else self._window + step
         self._seen = (self._restored(step) if self._seen is None else self._seen) + step
         self.log("train/loss", step.loss, prog_bar=True)

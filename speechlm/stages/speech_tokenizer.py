@@ -23,6 +23,7 @@ from speechlm.nn.whisper_vq import Scored, WhisperVQ
 from speechlm.stages.optim import AdamWSettings
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
+from speechlm.updates import updates_of
 
 
 class SpeechTokenizer(L.LightningModule):
@@ -155,9 +156,12 @@ class SpeechTokenizer(L.LightningModule):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimizer's step, with every micro-batch's forward inside, and then the codebook's."""
+        """The optimizer's step, with every micro-batch's forward inside, and then the codebook's, unless it was left out."""
         super().optimizer_step(*args, **kwargs)
         if self.model.encoder.quantizer is not None:
+            if updates_of(self).left_out_at(self.trainer.global_step):
+                self.model.encoder.quantizer.forget()
+                return
             for name, value in self.model.encoder.quantizer.update().items():
                 self.log(f"codebook/{name}", value, rank_zero_only=True)
             if (self.trainer.global_step + 1) % self.codebook_window == 0:

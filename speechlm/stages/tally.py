@@ -53,6 +53,10 @@ class Tally:
         total.sums = sum_over_ranks(self.sums.clone())
         return total
 
+    def forget_losses(self) -> None:
+        """The ids were read, but their losses are not to spoil any mean."""
+        self.sums[[LOSS, TARGETS]] = 0.0
+
     @property
     def loss(self) -> Tensor:
         """Scalar, mean over all targets; 0 without any."""

@@ -245,6 +245,10 @@ class Vocoder(L.LightningModule):
             )
         return False
 
+    def on_rewind(self) -> None:
+        """The weights are older ones again, and good."""
+        self._skipped = 0
+
     def _total(self, terms: dict[str, Tensor], name: str, batch_size: int) -> Tensor:
         total = torch.stack(list(terms.values())).sum()
         for key, value in {name: total, **{f"loss_{key}": value for key, value in terms.items()}}.items():

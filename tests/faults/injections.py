@@ -1,0 +1,131 @@
+"""Faults as callbacks, so that a config can name them: each strikes one rank at one step."""
+
+import ctypes
+import os
+import signal
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+
+class Fault(L.Callback):
+    """Strikes at given steps.
+
+    Args:
+        steps: optimizer steps, counted from 0.
+        rank: which rank; None is every one.
+    """
+
+    def __init__(self, steps: list[int], rank: int | None = None) -> None:
+        self.steps, self.rank = set(steps), rank
+
+    def strikes(self, trainer: L.Trainer) -> bool:
+        """Whether it is time, here."""
+        return trainer.global_step in self.steps and self.rank in (None, trainer.global_rank)
+
+
+class BadGradient(Fault):
+    """Gradients of this value, as a backward pass would leave them on this rank, before ranks are averaged."""
+
+    def __init__(self, steps: list[int], rank: int | None = None, value: float = float("nan")) -> None:
+        super().__init__(steps, rank)
+        self.value = value
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if self.strikes(trainer) and loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * self.value)
+
+
+class BadLoss(Fault):
+    """Audio whose loss is what the value makes of it."""
+
+    def __init__(self, steps: list[int], rank: int | None = None, value: float = float("nan")) -> None:
+        super().__init__(steps, rank)
+        self.value = value
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.strikes(trainer):
+            batch.audio.mul_(self.value)
+
+
+class FlippedBit(Fault):
+    """One bit of one weight, changed behind a step."""
+
+    def __init__(self, steps: list[int], rank: int | None = None, bit: int = 3, parameter: int = 0) -> None:
+        super().__init__(steps, rank)
+        self.bit, self.parameter = bit, parameter
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.strikes(trainer):
+            weight = list(pl_module.parameters())[self.parameter].data.view(-1)
+            weight[:1].view(torch.int32).bitwise_xor_(1 << self.bit)
+
+
+class WrongLayer(Fault):
+    """A layer that computes wrongly once: the first time it is asked at that step."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.strikes(trainer):
+            return
+
+        def once(module: Any, args: Any, output: Tensor) -> Tensor:
+            handle.remove()
+            wrong = output.clone()
+            wrong.view(-1)[0] += 1e-3
+            return wrong
+
+        handle = pl_module.net[0].register_forward_hook(once)
+
+
+class Slow(L.Callback):
+    """One rank that takes longer in every batch."""
+
+    def __init__(self, rank: int, seconds: float, where: str = "forward") -> None:
+        self.rank, self.seconds, self.where = rank, seconds, where
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.where == "forward" and trainer.global_rank == self.rank:
+            time.sleep(self.seconds)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.where == "data" and trainer.global_rank == self.rank:
+            time.sleep(self.seconds)
+
+
+class Strike(Fault):
+    """What ends or stops a process, in the middle of a batch: a signal to itself, an error, or a call that never lets go."""
+
+    def __init__(self, steps: list[int], rank: int | None = None, kind: str = "SIGKILL", seconds: float = 60.0) -> None:
+        super().__init__(steps, rank)
+        self.kind, self.seconds = kind, seconds
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if not self.strikes(trainer):
+            return
+        if self.kind.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, self.kind))
+        elif self.kind == "error":
+            raise ValueError("a deliberate error")
+        elif self.kind == "abort":
+            os.abort()
+        elif self.kind == "sleep":
+            time.sleep(self.seconds)
+        elif self.kind == "hold lock":
+            ctypes.PyDLL(None).sleep(int(self.seconds))  # PyDLL keeps the interpreter's lock
+        elif self.kind == "segfault":
+            ctypes.string_at(0)
+        else:
+            raise AssertionError(self.kind)

@@ -1,0 +1,39 @@
+"""What the ranks of a job run, by name."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from speechlm import fit as fit_verb
+from speechlm.tokens.clock import Clock
+from tests.dummies import DummyData, DummyStage
+from tests.faults import injections
+
+
+def fit(args: list[str]) -> None:
+    """Train as the command line would."""
+    fit_verb.main(args)
+
+
+def bare_fit(folder: str, steps: int = 6, **settings: Any) -> None:
+    """The same stage and data under Lightning alone, with its defaults: what users start from."""
+    L.seed_everything(0)
+    faults = [getattr(injections, name)(**arguments) for name, arguments in settings.pop("faults", [])]
+    keep = ModelCheckpoint(f"{folder}/checkpoints", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        default_root_dir=folder,
+        callbacks=[keep, *faults],
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        logger=False,
+        **settings,
+    )
+    stage = DummyStage(Clock())
+    trainer.fit(stage, datamodule=DummyData(Clock()))
+    trainer.save_checkpoint(f"{folder}/end.ckpt")
