@@ -185,9 +185,16 @@ class FitCLI(LightningCLI):
             )
 
 
-def build(args: ArgsType = None) -> FitCLI:
-    """The model, the data and the trainer of a configuration; nothing is run."""
-    return FitCLI(
+class ParsedCLI(FitCLI):
+    """The CLI up to the point where weights would be loaded: what a config says, and what is refused of it."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+
+def build(args: ArgsType = None, form: type[FitCLI] | None = None) -> FitCLI:
+    """The model, the data and the trainer of a configuration, or what `form` makes of it; nothing is run."""
+    return (form or FitCLI)(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,
         subclass_mode_model=True,
