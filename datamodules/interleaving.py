@@ -15,7 +15,7 @@ import itertools
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ import numpy as np
 from datamodules.documents import Raw, files_of, read_documents
 from datamodules.interleaved import Interleaved, Making, write_interleaved
 from datamodules.sealed import read_sealed, seal_of, write_sealed
+from speechlm.conservation import Account
 from speechlm.engines.base import Engine, Generation, Prompt, Sampling
 from speechlm.engines.checks import SpeechChecks
 from speechlm.spoken_text import speakable, spoken
@@ -219,8 +220,8 @@ class InterleaveJob:
                 total += Counter(commit["counts"])
                 reasons += Counter(commit["reasons"])
         counts = {name: total[name] for name in COUNTS}
-        assert counts["spans"] == counts["spoken"] + counts["left_as_text"], "every span is spoken or left as text"
-        assert counts["documents_in"] == counts["documents"] + counts["documents_skipped"], "in = out + skipped"
+        for account in accounts(counts, reasons):
+            account.require(str(self.folder))
         return {"counts": counts, "reasons": dict(sorted(reasons.items()))}
 
     # -- the work ------------------------------------------------------------------------------------------------------
@@ -290,6 +291,19 @@ COUNTS = (
     "documents_in", "documents", "documents_skipped", "spans", "spoken", "left_as_text", "text_ids", "speech_ids",
     "spoken_text_ids", "retries",
 )  # fmt: skip
+
+
+def accounts(counts: Mapping[str, int], reasons: Mapping[str, int]) -> list[Account]:
+    """Of documents and of the spans to be spoken, out of the counts and reasons of a report."""
+    why: dict[str, dict[str, int]] = {"document": {}, "span": {}}
+    for reason, count in reasons.items():
+        kind, _, name = reason.partition(": ")
+        why[kind][name] = count
+    words = ("in", "spoken", "left as text")
+    return [
+        Account("documents", counts["documents_in"], counts["documents"], why["document"]),
+        Account("spans", counts["spans"], counts["spoken"], why["span"], words),
+    ]
 
 
 def text_to_token_writer(template: Template | None, vocab: Vocab, tokenizer: TextTokenizer) -> Writer:

@@ -20,6 +20,7 @@ from lhotse.cut import Cut
 from datamodules.cuts import CheckedCuts
 from datamodules.sealed import read_sealed, seal_of, write_sealed
 from datamodules.token_folder import ManifestCount
+from speechlm.conservation import Account
 
 HEADER, HEARD, CUTS, CHOSEN, SUMMARY = "labels.json", "heard", "cuts", "chosen", "summary.json"
 
@@ -120,16 +121,17 @@ class Counts:
         """Back from plain values."""
         return cls(**{**fields, "skipped": Counter(fields["skipped"]), "left_out": Counter(fields["left_out"])})
 
-    def __str__(self) -> str:
-        skipped, left_out = (_reasons(counter) for counter in (self.skipped, self.left_out))
+    @property
+    def accounts(self) -> tuple[Account, Account]:
+        """Of the recordings, and of the stretches they were heard in."""
+        kept = f"kept ({self.seconds / 3600:.2f} h)"
         return (
-            f"{self.cuts_in} recordings in = {self.heard} heard + {self.skipped.total()} skipped{skipped}; {self.stretches} "
-            f"stretches = {self.kept} kept ({self.seconds / 3600:.2f} h) + {self.left_out.total()} left out{left_out}"
+            Account("recordings", self.cuts_in, self.heard, self.skipped, ("in", "heard", "skipped")),
+            Account("stretches", self.stretches, self.kept, self.left_out, ("in", kept, "left out")),
         )
 
-
-def _reasons(counter: Counter[str]) -> str:
-    return f" ({', '.join(f'{count} {reason}' for reason, count in sorted(counter.items()))})" if counter else ""
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.accounts))
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,11 @@ class LabelFolder:
             if chosen is None or chosen["thresholds"] != thresholds:
                 return None
             total.add(Counts.from_dict(chosen["counts"]))
+        for account in total.accounts:
+            account.require(str(self.path))
+        Account("recordings", self.plan.num_cuts, total.cuts_in, words=("planned", "in", "lost")).require(
+            str(self.path)
+        )
         write_sealed(
             self.path / SUMMARY, {"model": self.plan.model, "thresholds": thresholds, "counts": total.to_dict()}
         )

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from datamodules.documents import Raw, Unusable, files_of, read_documents
 from datamodules.interleaved import read_making
 from datamodules.sealed import read_sealed, seal_of, write_sealed
 from datamodules.token_folder import TokenFolder
+from speechlm.conservation import Account
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.filling import RowFiller
 from speechlm.tokens.rows import SUFFIX, RowFile, index_of, row_writer, write_index
@@ -173,7 +174,8 @@ class PackJob:
                     watcher.made(1, len(written.ids))
                 watcher.read(file.stat().st_size)
             counts = {"documents_in": skips.seen, **asdict(filler.finish()), "skipped": dict(skips.reasons)}
-            assert skips.seen == filler.filled.documents + skips.reasons.total()
+            for account in accounts(counts):
+                account.require(str(self.path(unit)))
             about |= {"counts": counts, "skipped_examples": skips.examples}
 
     def finish(self) -> dict[str, Any] | None:
@@ -185,6 +187,8 @@ class PackJob:
         if not all(self.is_done(unit) for unit in range(len(self.units))):
             return None
         index = index_of([self.path(unit) for unit in range(len(self.units))])
+        for account in accounts(index["counts"]):
+            account.require(str(self.folder))
         if not sum(entry["rows"] for entry in index["files"]):
             raise ValueError(f"not one document of {self.name} could be used: {index['counts']}")
         write_index(self.folder, index)
@@ -251,6 +255,15 @@ class PackJob:
         if self.source.kind in ("asr", "tts") and len(written.ids) > self.settings.row_len:
             raise Unusable("pair longer than a row", f"{len(written.ids)} ids")
         return written
+
+
+def accounts(counts: Mapping[str, Any]) -> list[Account]:
+    """Of documents and of ids, out of the counts of a file or a folder of rows."""
+    words = ("in", f"out ({counts['documents_cut']} cut)", "skipped")
+    return [
+        Account("documents", counts["documents_in"], counts["documents"], counts["skipped"], words),
+        Account("ids", counts["ids_in"], counts["ids_out"]),
+    ]
 
 
 class Skipped:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.sealed import read_sealed, seal_of, write_sealed
+from speechlm.conservation import Account
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
 
@@ -305,13 +306,13 @@ class Totals:
         self.seconds += commit.seconds
         self.skipped.update(reason for _, reason, _ in commit.skipped)
 
+    @property
+    def account(self) -> Account:
+        """Of the cuts."""
+        return Account("cuts", self.cuts_in, self.cuts_out, self.skipped)
+
     def __str__(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-        skipped = f"{self.skipped.total()} skipped" + (f" ({reasons})" if reasons else "")
-        return (
-            f"{self.cuts_in} cuts in = {self.cuts_out} out + {skipped}; {self.num_tokens} tokens of "
-            f"{self.seconds / 3600:.3f} h in {self.shards} shards"
-        )
+        return f"{self.account}; {self.num_tokens} tokens of {self.seconds / 3600:.3f} h in {self.shards} shards"
 
 
 def size_and_sum(path: Path) -> list[Any]:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from datamodules.cuts import write_cuts
 from datamodules.sealed import write_sealed
 from datamodules.tar_arrays import tar_array
 from datamodules.token_folder import COMMITS, FIELD, SKIPPED, SUMMARY, Commit, TokenFolder, Totals, size_and_sum
+from speechlm.conservation import Account
 from speechlm.files import atomic_file, write_bytes_atomic
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object in memory, in an error's message: another in every run
@@ -40,7 +42,8 @@ def write_shard(
         skipped: reason, and where and what, of every other position.
         seconds: of audio that became tokens.
     """
-    assert not tokens.keys() & skipped.keys() and len(tokens) + len(skipped) == len(cuts)
+    assert not tokens.keys() & skipped.keys()
+    Account("cuts", len(cuts), len(tokens), Counter(reason for reason, _ in skipped.values())).require(f"shard {shard}")
     header = folder.header
     kept = [position for position in range(len(cuts)) if position in tokens]
     dtype = np.uint16 if header.num_codes <= 2**16 else np.int32
@@ -109,6 +112,7 @@ def write_totals(folder: TokenFolder) -> Totals:
 
     Raises:
         DamagedShard: a commit is missing or damaged.
+        Unaccounted: a cut is in no shard, or neither out nor skipped.
     """
     totals = Totals()
     with atomic_file(folder.path / SKIPPED) as file:
@@ -117,6 +121,8 @@ def write_totals(folder: TokenFolder) -> Totals:
             for cut_id, reason, what in commit.skipped:
                 row = {"id": cut_id, "reason": reason, "what": what, "shard": commit.shard}
                 file.write((json.dumps(row) + "\n").encode())
+    totals.account.require(str(folder.path))
+    Account("cuts", folder.header.num_cuts, totals.cuts_in, words=("planned", "in", "lost")).require(str(folder.path))
     numbers = {**asdict(totals), "skipped": dict(sorted(totals.skipped.items()))}
     files = {SKIPPED: size_and_sum(folder.path / SKIPPED)}
     write_sealed(folder.path / SUMMARY, {"made_with": folder.seal, **numbers, "files": files})

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from callbacks.pack_progress import PackProgress
 from datamodules.documents import files_of
 from datamodules.interleaved import read_making
-from datamodules.packing import PackJob, PackSettings, PackSource
+from datamodules.packing import PackJob, PackSettings, PackSource, accounts
 from datamodules.token_folder import TokenFolder
 from speechlm.ranks import find_rank
 from speechlm.text_tokenizer import TextTokenizer
@@ -169,12 +169,9 @@ def report(job: PackJob) -> str:
         )
     counts = index["counts"]
     rows = sum(entry["rows"] for entry in index["files"])
-    skipped = counts["skipped"]
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return (
-        f"{job.name}: {counts['documents_in']} documents in = {counts['documents']} out ({counts['documents_cut']} cut) + "
-        f"{sum(skipped.values())} skipped{f' ({reasons})' if reasons else ''}; {counts['ids_out']} ids in {rows} rows of "
-        f"{index['row_len']}, {counts['padding'] / max(1, rows * index['row_len']):.3%} padding"
+        f"{job.name}: {accounts(counts)[0]}; {counts['ids_out']} ids in {rows} rows of {index['row_len']}, "
+        f"{counts['padding'] / max(1, rows * index['row_len']):.3%} padding"
     )
 
 

@@ -3,7 +3,6 @@
 Any number of processes share the work. Whatever was interrupted, the identical command goes on; see docs/synthesize.md.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from callbacks.synthesis_progress import SynthesisProgress
-from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSource, text_to_token_writer
+from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSource, accounts, text_to_token_writer
 from datamodules.sealed import write_sealed
 from speechlm.engines.base import Sampling, Target
 from speechlm.engines.open import EngineSettings, model_hash
@@ -111,11 +110,10 @@ class SynthesizeCLI:
         write_sealed(job.folder / "summary.json", report)
         counts = report["counts"]
         share = counts["spoken_text_ids"] / max(1, counts["spoken_text_ids"] + counts["text_ids"])
+        documents, spans = accounts(counts, report["reasons"])
         return (
-            f"{name}: {counts['documents_in']} documents in = {counts['documents']} out + {counts['documents_skipped']} skipped; "
-            f"{counts['spans']} spans = {counts['spoken']} spoken + {counts['left_as_text']} left as text; "
-            f"{counts['text_ids']} text ids, {counts['speech_ids']} speech ids, {share:.1%} of the text spoken; "
-            f"{json.dumps(report['reasons'])}"
+            f"{name}: {documents}; {spans}; {counts['text_ids']} text ids, {counts['speech_ids']} speech ids, {share:.1%} of the "
+            f"text spoken"
         )
 
     @contextmanager

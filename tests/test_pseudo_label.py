@@ -93,7 +93,7 @@ def test_every_recording_is_heard_or_skipped_and_every_stretch_kept_or_left_out(
     work = labeller(tmp_path / "out", corpus)
     counts = work.run()
     assert str(counts) == (
-        "15 recordings in = 13 heard + 2 skipped (1 missing, 1 unreadable); 15 stretches = 15 kept (0.00 h) + 0 left out"
+        "15 recordings in = 13 heard + 2 skipped (1 missing, 1 unreadable); 15 stretches in = 15 kept (0.00 h) + 0 left out"
     )
     originals = {cut.id: cut for cut in read_cuts(corpus)}
     made = list(read_cuts(tmp_path / "out" / "cuts"))
@@ -266,7 +266,7 @@ def test_a_folder_of_recordings_becomes_a_manifest_that_is_trained_on(
     ]
     main([*command, *ALL_KEPT])
     printed = capsys.readouterr().out
-    assert "3 recordings in = 3 heard + 0 skipped; 3 stretches = 3 kept" in printed and "x real time" in printed
+    assert "3 recordings in = 3 heard + 0 skipped; 3 stretches in = 3 kept" in printed and "x real time" in printed
     cuts: list[MonoCut] = list(read_cuts(out / "cuts"))
     assert sorted(cut.id for cut in cuts) == ["a", "b/c", "b/d"]
     assert all(cut.supervisions[0].language == "zh" and cut.supervisions[0].text for cut in cuts)

@@ -20,6 +20,7 @@ from typing import IO, Any
 from lhotse.cut import Cut
 
 from datamodules.cuts import cut_line, write_lines
+from speechlm.conservation import Account
 
 BUCKETS = 64
 BUCKET_BYTES = 2**22  # of a bucket that stay in memory
@@ -43,10 +44,14 @@ class Tally:
         self.seconds += other.seconds
         self.left_out += other.left_out
 
+    @property
+    def account(self) -> Account:
+        """Of the recordings."""
+        words = ("found", f"written ({self.seconds / 3600:.2f} h)", "left out")
+        return Account("recordings", self.found, self.kept, self.left_out, words)
+
     def __str__(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
-        left_out = f"{self.left_out.total()} left out" + (f" ({reasons})" if reasons else "")
-        return f"{self.found} recordings found = {self.kept} written ({self.seconds / 3600:.2f} h) + {left_out}"
+        return str(self.account)
 
 
 class PartWriter:
@@ -78,8 +83,9 @@ class PartWriter:
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         with self._open:
             if kind is None:
-                write_lines(self._sorted(), self.path)
-                assert self.tally.found == self.tally.kept + self.tally.left_out.total(), f"{self.name}: {self.tally}"
+                written = write_lines(self._sorted(), self.path)
+                self.tally.account.require(str(self.path))
+                Account("cuts", self.tally.kept, written).require(str(self.path))
                 print(f"{self.name}: {self.tally}", flush=True)
 
     def add(self, cut: Cut) -> None:

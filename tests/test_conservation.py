@@ -1,0 +1,71 @@
+"""Accounts of verbs: what came in is out or skipped by a reason, or the verb fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datamodules.label_folder import Counts
+from datamodules.packing import accounts as pack_accounts
+from datamodules.recipes import part_writer
+from datamodules.recipes.part_writer import PartWriter
+from datamodules.sealed import read_sealed, write_sealed
+from datamodules.token_folder import TokenFolder
+from datamodules.token_shards import write_totals
+from speechlm.conservation import Account, Unaccounted
+from speechlm.tokens import filling
+from tests.audio_corpus import cut_of
+from tests.token_corpus import corpus, tokenized
+
+
+def test_an_account_that_adds_up_says_so():
+    account = Account("cuts", 7, 4, {"missing": 2, "silent": 1, "never": 0})
+    assert str(account.require("x")) == "7 cuts in = 4 out + 3 skipped (2 missing, 1 silent)"
+
+
+@pytest.mark.parametrize(("out", "skipped", "rest"), [(4, 2, 1), (8, 0, -1), (0, 6, 1)])
+def test_an_unexplained_remainder_fails_with_the_whole_account(out: int, skipped: int, rest: int):
+    with pytest.raises(
+        Unaccounted, match=rf"shard 3 does not add up: 7 cuts in = {out} out .*leaves {rest} unexplained"
+    ):
+        Account("cuts", 7, out, {"missing": skipped}).require("shard 3")
+
+
+def test_a_recording_that_preparing_forgets_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cut = cut_of(tmp_path / "a.flac", num_samples=8000)
+    with pytest.raises(Unaccounted, match="2 recordings found"), PartWriter(tmp_path / "m.jsonl", 0) as part:
+        part.tally.found += 2
+        part.add(cut)
+    monkeypatch.setattr(part_writer, "write_lines", lambda content, path: len(list(content)) - 1)
+    with pytest.raises(Unaccounted, match="1 cuts in = 0 out"), PartWriter(tmp_path / "m.jsonl", 0) as part:
+        part.tally.found += 1
+        part.add(cut)
+
+
+def test_a_cut_that_tokenizing_forgets_is_an_error(tmp_path: Path):
+    out = tokenized(tmp_path, corpus(tmp_path))
+    folder = TokenFolder.find(out)
+    assert folder is not None
+    whole = read_sealed(folder.commit_path(1))
+    for name, message in (("cuts_out", "23 cuts in = 22 out"), ("cuts_in", "22 cuts in = 23 out")):
+        write_sealed(folder.commit_path(1), {**whole, name: whole[name] - 1})
+        with pytest.raises(Unaccounted, match=message):
+            write_totals(folder)
+    write_sealed(folder.commit_path(1), {**whole, "cuts_in": 4, "cuts_out": 4})
+    with pytest.raises(Unaccounted, match="23 cuts planned = 22 in"):
+        write_totals(folder)
+
+
+def test_what_pseudo_labels_forget_is_an_error():
+    counts = Counts(cuts_in=3, heard=2, stretches=4, kept=4)
+    with pytest.raises(Unaccounted, match="3 recordings in = 2 heard"):
+        [account.require("shard 0") for account in counts.accounts]
+
+
+def test_ids_that_packing_forgets_are_an_error(monkeypatch: pytest.MonkeyPatch):
+    counts = {"documents_in": 2, "documents": 2, "documents_cut": 0, "skipped": {}, "ids_in": 10, "ids_out": 9}
+    documents, ids = pack_accounts(counts)
+    documents.require("x")
+    with pytest.raises(Unaccounted, match="10 ids in = 9 out"):
+        ids.require("x")
+    assert "ids_in" in json.dumps(vars(filling.Filled()))
