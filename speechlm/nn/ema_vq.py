@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speechlm.nn.frame_pool import draw_frames
 from speechlm.nn.kmeans import kmeans, nearest
 from speechlm.nn.quantizer import Quantized, Quantizer, is_distributed, sum_over_ranks
 
@@ -175,18 +176,9 @@ class EmaVQ(Quantizer):
     # -- random draws from the frames of all ranks ---------------------------------------------------------------------
 
     def _draw_frames(self, num: int) -> Tensor:
-        """(<= num, D) frames seen since the last update, drawn over all ranks alike; every rank gets the same ones.
-
-        Which frame is drawn depends on the frames of all ranks in rank order, not on how they were split among ranks.
-        """
+        """(<= num, D) frames seen since the last update, of all ranks, the same on each of them."""
         local = torch.cat(self._frames) if self._frames else self.codebook.new_zeros(0, self.dim)
-        sizes = _gather_sizes(len(local), local.device)
-        total, before = int(sizes.sum()), int(sizes[: _rank()].sum())
-        picks = torch.randperm(total, generator=self._generator())[:num].to(local.device) - before
-        mine = (picks >= 0) & (picks < len(local))
-        drawn = local.new_zeros(len(picks), self.dim)
-        drawn[mine] = local[picks[mine]]
-        return sum_over_ranks(drawn)
+        return draw_frames(local, num, self._generator())
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.num_updates))
@@ -231,15 +223,3 @@ class EmaVQ(Quantizer):
         if saved is not None:
             self.pool = self.pool.new_zeros(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if is_distributed() else 0
-
-
-def _gather_sizes(size: int, device: torch.device) -> Tensor:
-    """(ranks,) how many frames each rank holds."""
-    world = torch.distributed.get_world_size() if is_distributed() else 1
-    sizes = torch.zeros(world, dtype=torch.long, device=device)
-    sizes[_rank()] = size
-    return sum_over_ranks(sizes)
