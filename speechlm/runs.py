@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechlm import shards
+from speechlm.nn.safe_pt import read_pt
+from speechlm.safe_yaml import read_yaml
 
 #: Sections that decide what a run computes, and so may not change unnoticed when it is resumed.
 GUARDED = ("clock", "model", "data", "seed_everything")
@@ -45,10 +45,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         shards.read_metadata(path)  # so that torch may read it again
     file = path / "meta.pt" if path.is_dir() else path
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever the bytes suggest
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a checkpoint that can be read safely ({first})") from error
+        content = read_pt(file, mmap=True)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read safely ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a checkpoint")
     return content
@@ -108,7 +107,7 @@ def read_config(run: Path) -> dict[str, Any] | None:
     path = run / "config.yaml"
     if not path.exists():
         return None
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a config: expected sections, got {type(config).__name__}")
     return config

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from speechlm.files import atomic_file, write_bytes_atomic
 from speechlm.nn.length_regulator import StretchedTokens
+from speechlm.nn.safe_pt import read_pt
 from speechlm.nn.token_encoder import TokenEncoder
 from speechlm.nn.token_to_mel import TokenToMel
 from speechlm.nn.unet import UNet
@@ -83,7 +84,7 @@ def write_flow(network: TokenToMel, path: str | Path) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        weights = load_file(path) if path.suffix == ".safetensors" else read_pt(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # both raise whatever the bytes suggest

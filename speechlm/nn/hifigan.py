@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from speechlm.nn.generator import Generator, Spoken
+from speechlm.nn.safe_pt import read_pt
 from speechlm.nn.vocoder_stream import Overlap
 from speechlm.nn.weight_norm import fold, torch_names
 
@@ -105,10 +106,7 @@ class HifiGanStream:
 
 def _read_own(path: Path) -> SpeechT5HifiGan:
     """HiFi-GAN's own file, its names turned into transformers'."""
-    try:
-        content = torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes suggest
-        raise ValueError(f"{path} can not be read safely ({str(error).strip().splitlines()[0]})") from error
+    content = read_pt(path)
     weights = content.get("generator", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or "conv_pre.bias" not in weights:
         raise ValueError(f"{path} holds no generator of HiFi-GAN")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from speechlm.files import atomic_file, write_bytes_atomic
 from speechlm.nn.hift import HiFT
+from speechlm.nn.safe_pt import read_pt
 from speechlm.nn.weight_norm import published_names, torch_names
 
 PREFIX = "generator."  # of checkpoints that a training wrote
@@ -64,7 +65,7 @@ def write_hift(hift: HiFT, path: str | Path) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        weights = load_file(path) if path.suffix == ".safetensors" else read_pt(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # both raise whatever the bytes suggest
