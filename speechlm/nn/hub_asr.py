@@ -78,11 +78,7 @@ class HubModel:
 
 
 class Seq2SeqASR(HubModel):
-    """Whisper and its like: an encoder, and a decoder that writes token after token.
-
-    Args:
-        name, device, bf16: see `HubModel`.
-    """
+    """Whisper and its like: an encoder, and a decoder that writes token after token; arguments as of `HubModel`."""
 
     def __init__(self, name: str, device: torch.device, bf16: bool = False) -> None:
         super().__init__(name, AutoModelForSpeechSeq2Seq, device, bf16)
@@ -153,11 +149,7 @@ class Seq2SeqASR(HubModel):
 
 
 class CtcASR(HubModel):
-    """Wav2Vec2 and its like: a distribution over letters for every frame.
-
-    Args:
-        name, device, bf16: see `HubModel`.
-    """
+    """Wav2Vec2 and its like: a distribution over letters for every frame; arguments as of `HubModel`."""
 
     def __init__(self, name: str, device: torch.device, bf16: bool = False) -> None:
         super().__init__(name, AutoModelForCTC, device, bf16)
