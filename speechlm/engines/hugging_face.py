@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from speechlm.engines.base import Finish, Generation, Prompt, Sampling, Target, check_prompt
 from speechlm.engines.sampling import choose
-from speechlm.engines.slot_cache import SlotCache
+from speechlm.engines.slots import SlotModel
 from speechlm.tokens.keyed import key_of, uniform
 
 
@@ -45,9 +45,7 @@ class HuggingFaceEngine:
     """
 
     def __init__(self, model: Any, target: Target, slots: int = 64, max_length: int = 1024) -> None:
-        limit = getattr(model.config, "max_position_embeddings", max_length)
-        if max_length > limit:
-            raise ValueError(f"max_length {max_length} is beyond the {limit} positions of the model")
+        self._lm = SlotModel(model, slots, max_length)
         self.model, self.target, self.slots, self.max_length = model, target, slots, max_length
         head: nn.Linear = model.get_output_embeddings()
         self.vocab_size = model.get_input_embeddings().weight.shape[0]
@@ -59,7 +57,6 @@ class HuggingFaceEngine:
             )
         self._weight = head.weight.detach()[columns.to(head.weight.device)]
         self._bias = None if head.bias is None else head.bias.detach()[columns.to(head.weight.device)]
-        self._cache = SlotCache(model.config, slots, max_length, self._weight.device, self._weight.dtype)
 
     @torch.no_grad()
     def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Generation]:
@@ -92,37 +89,12 @@ class HuggingFaceEngine:
         return len(working) == self.slots
 
     def _begin(self, fresh: list[_Sequence], first: int, sampling: Sampling) -> None:
-        lens = torch.tensor([sequence.length for sequence in fresh])
-        ids = torch.zeros(len(fresh), int(lens.max()), dtype=torch.long)
-        for row, sequence in enumerate(fresh):
-            ids[row, : sequence.length] = torch.tensor(sequence.prompt.ids)
-        size = ids.shape[1]
-        causal = torch.ones(size, size, dtype=torch.bool).tril().expand(len(fresh), 1, -1, -1)
-        self._cache.begin_fill(self._move(torch.arange(first, first + len(fresh))))
-        states = self._forward(ids, torch.arange(size).expand(len(fresh), -1), causal)
-        last = states[torch.arange(len(fresh)), self._move(lens - 1)]
-        self._draw(fresh, last, sampling)
+        self._draw(fresh, self._lm.begin([sequence.prompt.ids for sequence in fresh], first), sampling)
 
     def _step(self, working: list[_Sequence], sampling: Sampling) -> None:
         """One more id for every slot in use."""
-        positions = torch.tensor([sequence.length - 1 for sequence in working])
-        ids = torch.tensor([[sequence.new[-1]] for sequence in working])
-        length = int(positions.max()) + 1
-        seen = torch.arange(length)[None] <= positions[:, None]
-        self._cache.begin_step(self._move(positions), length)
-        states = self._forward(ids, positions[:, None], seen[:, None, None])
-        self._draw(working, states[:, 0], sampling)
-
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """(n, L) ids -> (n, L, D) states before the head."""
-        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
-        return decoder(
-            input_ids=self._move(ids),
-            position_ids=self._move(positions),
-            attention_mask=self._move(mask),
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
+        last, lengths = [sequence.new[-1] for sequence in working], [sequence.length for sequence in working]
+        self._draw(working, self._lm.step(last, lengths), sampling)
 
     def _draw(self, sequences: list[_Sequence], states: Tensor, sampling: Sampling) -> None:
         logits = nn.functional.linear(states, self._weight, self._bias).float()
@@ -142,7 +114,7 @@ class HuggingFaceEngine:
                 continue
             last = working.pop()
             if last is not sequence:
-                self._cache.move(len(working), slot, last.length)
+                self._lm.move(len(working), slot, last.length)
                 working[slot] = last
             ids = sequence.new[:-1] if finish == "stop" else sequence.new
             yield Generation(sequence.prompt.key, tuple(ids), finish)
