@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from callbacks.listen import set_name
 from callbacks.wandb_log import WandbLog
 from speechlm.batch import AudioBatch
 from speechlm.evals.pictures import rank_frequency
@@ -14,8 +16,9 @@ from speechlm.files import write_bytes_atomic
 
 
 class CodebookPicture(L.Callback):
-    """Tokenizes the first validation batches and draws how often each code occurs, by rank: a straight line is healthy, a cliff
-    is a codebook that is hardly used. Written to `samples/codebook-<step>.png` of the run folder, and to W&B.
+    """Tokenizes the first validation batches and draws how often each code occurs, by rank, a line for each set: a straight line
+    is healthy, a cliff is a codebook that is hardly used. Written to `samples/codebook-<step>.png` of the run folder, and to W&B,
+    which also gets the counts in the order of the codes. Logs `codebook/used/<set>`, the share of the codes that occur in a set.
 
     Needs a stage that promises `tokenize` and `num_codes`; costs one more pass of its encoder over those batches.
 
@@ -25,11 +28,11 @@ class CodebookPicture(L.Callback):
 
     def __init__(self, batches: int = 8) -> None:
         self.batches = batches
-        self._counts = torch.zeros(0, dtype=torch.int64)
+        self._counts: dict[str, torch.Tensor] = {}
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from zero."""
-        self._counts = torch.zeros(getattr(pl_module, "num_codes", 0), dtype=torch.int64)
+        self._counts = {}
 
     def on_validation_batch_end(
         self,
@@ -41,18 +44,28 @@ class CodebookPicture(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the codes of a batch."""
-        if batch_idx >= self.batches or not len(self._counts) or not trainer.is_global_zero or trainer.sanity_checking:
-            return
         stage: Any = pl_module
+        num_codes = getattr(stage, "num_codes", 0)
+        if batch_idx >= self.batches or not num_codes or not trainer.is_global_zero or trainer.sanity_checking:
+            return
         codes, _ = stage.tokenize(batch.audio, batch.audio_lens)  # -1 behind the end
-        self._counts += torch.bincount(codes[codes >= 0], minlength=len(self._counts)).cpu()
+        counted = torch.bincount(codes[codes >= 0], minlength=num_codes).cpu()
+        name = set_name(trainer, dataloader_idx)
+        self._counts[name] = self._counts.get(name, 0) + counted
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the shares."""
+        for name, counts in self._counts.items():
+            pl_module.log(f"codebook/used/{name}", (counts > 0).float().mean(), rank_zero_only=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw."""
-        if not self._counts.any():
+        by_set = {name: counts.numpy() for name, counts in self._counts.items() if counts.any()}
+        if not by_set:
             return
         path = Path(trainer.default_root_dir) / "samples" / f"codebook-{trainer.global_step:08d}.png"
-        write_bytes_atomic(path, rank_frequency(self._counts.numpy()))
+        write_bytes_atomic(path, rank_frequency(by_set))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLog):
                 logger.log_image("codebook/rank_frequency", [str(path)])
+                logger.log_counts("codebook/counts", np.sum(list(by_set.values()), axis=0), trainer.global_step)

@@ -26,6 +26,7 @@ from speechlm.nn.mel import MelSpectrogram
 from speechlm.nn.whisper_source import SourceForm, WhisperSource
 
 ASR_RATE_HZ = 16_000
+COLUMNS = ["recording", "original", "made", "log-mels", "text", "heard in the original", "heard in the made"]
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +84,7 @@ class Listen(L.Callback):
         """Let the stage speak the first recordings of the set."""
         if trainer.sanity_checking or not trainer.is_global_zero or self._validations % self.every:
             return
-        heard = self._heard.setdefault(_set_name(trainer, dataloader_idx), [])
+        heard = self._heard.setdefault(set_name(trainer, dataloader_idx), [])
         missing = self.recordings - len(heard)
         if missing > 0:
             heard += _heard(pl_module, _first(batch, missing))
@@ -98,13 +99,18 @@ class Listen(L.Callback):
             if self.asr is not None:
                 for key, rate in self._understood(heard, pl_module.device).items():
                     pl_module.log(f"val/{name}/wer_{key}", rate, rank_zero_only=True)
-                said = [
+                words = [
                     {"id": h.name, "text": h.text, "original": h.original_words, "made": h.made_words} for h in heard
                 ]
-                text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+                text = json.dumps(words, indent=1, ensure_ascii=False) + "\n"
                 write_text_atomic(folder / f"step-{trainer.global_step:08d}.json", text)
-            for item in heard:
-                _show(trainer, name, item, folder / _file_name(item.name))
+            rows = [
+                [h.name, *_write(trainer, h, folder / file_name(h.name)), h.text, h.original_words, h.made_words]
+                for h in heard
+            ]
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLog) and rows:
+                    logger.log_rows(f"listen/{name}", COLUMNS, rows, trainer.global_step)
 
     def state_dict(self) -> dict[str, int]:
         return {"validations": self._validations}
@@ -174,34 +180,32 @@ def _for_asr(audio: np.ndarray, rate_hz: int, device: torch.device) -> tuple[Ten
     return samples[None], torch.tensor([len(samples)], device=device)
 
 
-def _show(trainer: L.Trainer, name: str, item: Heard, folder: Path) -> None:
-    """Files of one recording, and the same to W&B."""
+def _write(trainer: L.Trainer, item: Heard, folder: Path) -> list[Path]:
+    """Files of one recording: the original, what was made of it, and the log-mels of both."""
     original, made = folder / "original.flac", folder / f"step-{trainer.global_step:08d}.flac"
     if not original.exists():
-        write_bytes_atomic(original, _flac(item.original, item.rate_hz))
-    write_bytes_atomic(made, _flac(item.made, item.rate_hz))
+        write_bytes_atomic(original, flac(item.original, item.rate_hz))
+    write_bytes_atomic(made, flac(item.made, item.rate_hz))
     picture = made.with_suffix(".png")
     mel = MelSpectrogram(item.rate_hz, max_hz=None)
     above, below = (mel(torch.from_numpy(audio)[None])[0][0].numpy() for audio in (item.original, item.made))
     write_bytes_atomic(picture, mel_above_mel(above, below, mel.hop_samples / item.rate_hz))
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLog):
-            key = f"listen/{name}/{_file_name(item.name)}"
-            logger.log_audio(key, [str(original), str(made)], caption=["original", "resynthesis"])
-            logger.log_image(f"{key}/mel", [str(picture)])
+    return [original, made, picture]
 
 
-def _flac(audio: np.ndarray, rate_hz: int) -> bytes:
+def flac(audio: np.ndarray, rate_hz: int) -> bytes:
+    """(N,) samples as a file."""
     out = io.BytesIO()
     soundfile.write(out, np.clip(np.nan_to_num(audio), -1.0, 1.0), rate_hz, format="FLAC")
     return out.getvalue()
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """A cut's id as the name of a folder."""
     return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
 
 
-def _set_name(trainer: L.Trainer, index: int) -> str:
+def set_name(trainer: L.Trainer, index: int) -> str:
+    """Of a validation set, its number where the data has no names."""
     names = getattr(getattr(trainer, "datamodule", None), "val_names", None)
     return names[index] if names else str(index)

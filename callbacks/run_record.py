@@ -7,15 +7,26 @@ from typing import Any
 import lightning as L
 import yaml
 
+from callbacks.wandb_log import WandbLog
 from speechlm.files import write_text_atomic
-from speechlm.provenance import provenance, redact
+from speechlm.provenance import code_diff, provenance, redact
 from speechlm.tokens.vocab import Vocab
+
+ORIGIN = (
+    "started",
+    "command",
+    "git",
+    "hardware",
+    "world_size",
+    "num_nodes",
+)  # of env.json, for the config of a W&B run
 
 
 class RunRecord(L.Callback):
     """Writes `config.yaml`, `env.json` and `vocab.json`, and puts the vocabulary's hash into every checkpoint.
 
-    `env.json` describes the latest start and lists the ones before it under `starts`.
+    `env.json` describes the latest start and lists the ones before it under `starts`; `code.diff` is what the code differed by
+    from its commit. W&B, where it logs, gets all of them, and config and origin as the config of its run.
 
     Args:
         folder: the run folder.
@@ -41,9 +52,15 @@ class RunRecord(L.Callback):
             return
         self._write_vocab()
         write_text_atomic(self.folder / "config.yaml", yaml.safe_dump(redact(self.config), sort_keys=False))
+        environment = self._environment(trainer)
+        write_text_atomic(self.folder / "env.json", json.dumps(environment, indent=2) + "\n")
+        write_text_atomic(self.folder / "code.diff", code_diff(Path(__file__).resolve().parent))
         for logger in trainer.loggers:
             logger.log_hyperparams(redact(self.config))
-        write_text_atomic(self.folder / "env.json", json.dumps(self._environment(trainer), indent=2) + "\n")
+            if isinstance(logger, WandbLog):
+                logger.log_hyperparams({"origin": {key: environment[key] for key in ORIGIN}})
+                for name in ("config.yaml", "env.json", "code.diff"):
+                    logger.keep(self.folder / name)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """The vocabulary travels with the weights."""

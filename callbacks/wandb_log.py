@@ -1,11 +1,14 @@
 """Weights & Biases as a guest of the run: it may be offline, unreachable or broken, and training goes on."""
 
+import contextlib
+import os
 import secrets
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,6 +26,7 @@ class WandbLog(WandbLogger):
         project: of W&B.
         offline: keep everything here.
         init_timeout_sec: how long to wait for the server before going on offline.
+        finish_timeout_sec: how long the end of a run waits for uploads; what is left stays in the folder for `wandb sync`.
     """
 
     def __init__(
@@ -32,12 +36,16 @@ class WandbLog(WandbLogger):
         project: str = "speechlm",
         offline: bool = False,
         init_timeout_sec: float = 60.0,
+        finish_timeout_sec: float = 120.0,
     ) -> None:
         from wandb import Settings  # slow to import, and only who logs there pays for it
 
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it waits for that, too, where there is no network
         settings = Settings(
-            init_timeout=init_timeout_sec, x_disable_meta=True
-        )  # env.json has what it would collect, redacted
+            init_timeout=init_timeout_sec,
+            finish_timeout=finish_timeout_sec,
+            x_disable_meta=True,  # env.json has what it would collect, redacted
+        )
         super().__init__(name=name, save_dir=save_dir, project=project, offline=offline, settings=settings)
         self.folder, self._broken = Path(save_dir), False
 
@@ -52,8 +60,9 @@ class WandbLog(WandbLogger):
             return super().experiment
         except Exception as error:
             if not self._offline:
-                warnings.warn(f"W&B can not be reached ({error}); this run is logged offline", stacklevel=2)
-                self._offline, self._wandb_init["mode"] = True, "offline"
+                reason = str(error).strip().replace("\n", " ")
+                warnings.warn(f"W&B can not be reached ({reason}); this run is logged offline", stacklevel=2)
+                self._go_offline()
             else:
                 self._give_up(error)
         return self.experiment
@@ -74,6 +83,46 @@ class WandbLog(WandbLogger):
         """Send sounds, by path or array."""
         self._guarded(super().log_audio, key, audios, step, **kwargs)
 
+    def log_rows(self, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Send a table. Paths in it become what they hold: a `.flac` is a sound to play, a `.png` a picture."""
+        self._guarded(self._log_rows, key, columns, rows, step)
+
+    @rank_zero_only
+    def _log_rows(self, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        from wandb import Table
+
+        shown = [[_shown(value) for value in row] for row in rows]
+        self.experiment.log({key: Table(columns=list(columns), data=shown), "trainer/global_step": step})
+
+    def log_counts(self, key: str, counts: np.ndarray, step: int) -> None:
+        """Send how often each of (V,) things occurs, as a histogram of at most 512 bars."""
+        self._guarded(self._log_counts, key, counts, step)
+
+    @rank_zero_only
+    def _log_counts(self, key: str, counts: np.ndarray, step: int) -> None:
+        from wandb import Histogram
+
+        parts = np.array_split(counts, min(512, len(counts)))
+        edges = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        bars = Histogram(np_histogram=(np.array([part.sum() for part in parts]), edges))
+        self.experiment.log({key: bars, "trainer/global_step": step})
+
+    def alert(self, title: str, text: str) -> None:
+        """Have W&B send a message to whoever wants this run's."""
+        self._guarded(self._alert, title, text)
+
+    @rank_zero_only
+    def _alert(self, title: str, text: str) -> None:
+        self.experiment.alert(title=title, text=text, level="WARN")
+
+    def keep(self, path: Path) -> None:
+        """Send a file of the run folder as it is now."""
+        self._guarded(self._keep, path)
+
+    @rank_zero_only
+    def _keep(self, path: Path) -> None:
+        self.experiment.save(str(path), base_path=str(path.parent), policy="now")
+
     def finalize(self, status: str) -> None:
         """End the W&B run, so that another run of this process gets its own."""
         self._guarded(super().finalize, status)
@@ -93,6 +142,14 @@ class WandbLog(WandbLogger):
         self._broken = True
         warnings.warn(f"W&B failed and is left out from here ({type(error).__name__}: {error})", stacklevel=3)
 
+    def _go_offline(self) -> None:
+        """Leave the run that could not be started: its id is free only when W&B's own process has ended."""
+        import wandb
+
+        self._offline, self._wandb_init["mode"] = True, "offline"
+        with contextlib.suppress(Exception):
+            wandb.teardown(exit_code=1)
+
     def _run_id(self) -> str:
         """The id of this run folder's W&B run, made once."""
         path = self.folder / "wandb" / "run_id"
@@ -100,3 +157,12 @@ class WandbLog(WandbLogger):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(secrets.token_hex(4), encoding="utf-8")
         return path.read_text(encoding="utf-8").strip()
+
+
+def _shown(value: Any) -> Any:
+    """What a cell of a table holds, as W&B's own kind of it."""
+    if not isinstance(value, Path):
+        return value
+    from wandb import Audio, Image
+
+    return Image(str(value)) if value.suffix == ".png" else Audio(str(value))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 REDACTED = "<redacted>"
+MAX_DIFF = 1_000_000  # characters of `code_diff`
 _SECRET_NAME = re.compile(
     r"(^|[_.-])(api_?key|secret|password|passwd|credentials?|(auth|access|api|hf|wandb)_?token)$", re.I
 )
@@ -39,6 +40,14 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if commit is None:
         return None
     return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def code_diff(folder: Path) -> str:
+    """What the code and its configs differ by from their commit, without secrets; empty where nothing does, or without git."""
+    places = [f":/{name}" for name in ("speechlm", "datamodules", "callbacks", "configs", "slurm", "pyproject.toml")]
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--", *places) or ""
+    shown = diff if len(diff) <= MAX_DIFF else f"{diff[:MAX_DIFF]}\n… {len(diff) - MAX_DIFF} characters more"
+    return redact(shown + "\n") if shown else ""
 
 
 def installed_packages() -> dict[str, str]:

@@ -116,10 +116,9 @@ def test_only_every_nth_validation_is_listened_to(tmp_path: Path):
 
 
 def test_wandb_gets_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sent: list[tuple[str, list[Any]]] = []
+    sent: list[tuple[str, list[str], list[list[Any]], int]] = []
     logger = object.__new__(WandbLog)
-    for name in ("log_audio", "log_image"):
-        monkeypatch.setattr(WandbLog, name, lambda self, key, items, **_: sent.append((key, items)))
+    monkeypatch.setattr(WandbLog, "log_rows", lambda self, *table: sent.append(table))
     trainer: Any = SimpleNamespace(
         sanity_checking=False, is_global_zero=True, loggers=[logger], default_root_dir=str(tmp_path), global_step=7
     )
@@ -127,8 +126,10 @@ def test_wandb_gets_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     listen.on_validation_start(trainer, Echo())
     listen.on_validation_batch_end(trainer, Echo(), None, voice(0, 2, 8192), 0)
     listen.on_validation_epoch_end(trainer, Echo())
-    assert [key for key, _ in sent] == ["listen/0/0-0", "listen/0/0-0/mel"]
-    assert all(Path(path).is_file() for _, items in sent for path in items)
+    ((key, columns, (row,), step),) = sent
+    assert (key, step) == ("listen/0", 7) and len(columns) == len(row)
+    files = [cell for cell in row if isinstance(cell, Path)]
+    assert [path.suffix for path in files] == [".flac", ".flac", ".png"] and all(path.is_file() for path in files)
 
 
 def test_the_picture_shows_both_mels():

@@ -69,13 +69,18 @@ def mel_above_mel(original: np.ndarray, made: np.ndarray, seconds_per_frame: flo
     return out.getvalue()
 
 
-def rank_frequency(counts: np.ndarray) -> bytes:
-    """How often the most frequent code occurs, the second, …; both axes logarithmic."""
+def rank_frequency(counts: np.ndarray | dict[str, np.ndarray]) -> bytes:
+    """How often the most frequent code occurs, the second, …; both axes logarithmic. A line for each set with a name."""
     out = io.BytesIO()
+    by_set = counts if isinstance(counts, dict) else {"": counts}
+    colours = ["#2a7de1", *plt.get_cmap("tab10")(np.arange(1, 10))]
     with _drawn(out, 5.0, 3.0) as (_, axes):
-        ordered = np.sort(counts[counts > 0])[::-1]
-        axes.loglog(np.arange(1, len(ordered) + 1), ordered, color="#2a7de1", lw=2)
+        for i, (name, of_set) in enumerate(by_set.items()):
+            ordered = np.sort(of_set[of_set > 0])[::-1]
+            axes.loglog(np.arange(1, len(ordered) + 1), ordered, color=colours[i % len(colours)], lw=2, label=name)
         axes.set(xlabel="code, by rank", ylabel="occurrences")
+        if any(by_set):
+            axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     return out.getvalue()
 
 
