@@ -29,6 +29,7 @@ from datamodules.recipes import (
     vctk,
     wenetspeech,
 )
+from speechlm.hidden_secrets import hide_secrets
 
 RECIPES: dict[str, Any] = {
     "librispeech": librispeech.prepare,
@@ -46,6 +47,7 @@ RECIPES: dict[str, Any] = {
 
 def main(args: list[str] | None = None) -> None:
     """The command line; exits with 2 for an argument that is wrong, with 1 for a corpus that is."""
+    hide_secrets()
     try:
         auto_cli(RECIPES, args=args, as_positional=False, prog="python -m datamodules.prepare")
     except (ValueError, OSError) as error:

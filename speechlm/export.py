@@ -2,7 +2,7 @@
 
 Of a language model: `hf`, a Hugging Face folder with tokenizer, chat template and vocabulary; `glm4voice`, weights in the form of
 the released glm-4-voice-9b. Of a speech tokenizer: `whisper`, if it was trained without a quantiser (`quantizer: null` at 50 Hz)
-and so is a plain Whisper, to start other runs from; `glm4voice`, the form of the released tokenizer, for its code and ours.
+and so is a plain Whisper, to start other runs from; `glm4voice`, the form of the released tokenizer, for its code and ours; `codebook`, the vectors of its codes, for a decoder to start from.
 Of a flow decoder (its average, where it keeps one) and of a vocoder: `glm4voice`, the released `flow.pt` and `hift.pt`.
 The other way, `--released <folder>` makes a Hugging Face folder of the released glm-4-voice-9b, to train on from.
 """
@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from speechlm.files import write_bytes_atomic
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.load import load_stage
 from speechlm.nn.flow_released import write_flow
 from speechlm.nn.glm4voice_export import save_tokenizer
@@ -23,6 +26,7 @@ from speechlm.nn.hf_export import save_hf, verify
 from speechlm.nn.hift import HiFT
 from speechlm.nn.hift_released import write_hift
 from speechlm.nn.lora import merge_lora
+from speechlm.nn.token_start import CODEBOOK
 from speechlm.stages.flow_decoder import FlowDecoder
 from speechlm.stages.speech_lm import SpeechLM
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
@@ -59,6 +63,21 @@ def export_whisper(stage: SpeechTokenizer, out: str | Path) -> None:
 def export_glm4voice(stage: SpeechTokenizer, out: str | Path) -> None:
     """Write a tokenizer as the released code reads it; see `save_tokenizer` for what it raises."""
     save_tokenizer(stage.model, stage.whisper, out)
+
+
+def export_codebook(stage: SpeechTokenizer, out: str | Path) -> None:
+    """Write the vectors of a tokenizer's codes, which a decoder's embedding can start from, as `codebook.safetensors`.
+
+    Raises:
+        ValueError: training has not made a codebook yet.
+    """
+    quantizer = stage.model.encoder.quantizer
+    if quantizer is None or not quantizer.ready:
+        raise ValueError("the tokenizer has no codebook yet: its run ended before one was made from data")
+    with torch.no_grad():
+        vectors = quantizer.decode(torch.arange(quantizer.num_codes)).float().contiguous()
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_bytes_atomic(Path(out) / "codebook.safetensors", save({CODEBOOK: vectors}))
 
 
 def export_vocoder(stage: Vocoder, out: str | Path) -> None:
@@ -127,6 +146,7 @@ FORMATS: dict[type, dict[str, Export]] = {
     SpeechTokenizer: {
         "whisper": lambda stage, out, _: export_whisper(stage, out),
         "glm4voice": lambda stage, out, _: export_glm4voice(stage, out),
+        "codebook": lambda stage, out, _: export_codebook(stage, out),
     },
     FlowDecoder: {"glm4voice": lambda stage, out, _: write_flow(stage.used, Path(out) / "flow.pt")},
     Vocoder: {"glm4voice": lambda stage, out, _: export_vocoder(stage, out)},
@@ -166,6 +186,7 @@ def export_run(settings: argparse.Namespace) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse, load, write."""
+    hide_secrets()
     parser = build_parser()
     settings = parser.parse_args(args)
     try:

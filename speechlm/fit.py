@@ -18,6 +18,7 @@ from callbacks.jsonl import JsonlLogger
 from callbacks.progress import PlainProgress, TerminalProgress
 from callbacks.run_record import RunRecord
 from speechlm import runs
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.provenance import redact
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import OtherVocab
@@ -215,6 +216,7 @@ def build(args: ArgsType = None, form: type[FitCLI] | None = None) -> FitCLI:
 
 def main(args: ArgsType = None) -> None:
     """Parse, build, and train from where the run left off."""
+    hide_secrets()
     cli = build(args)
     finished = cli.finished()
     if finished:

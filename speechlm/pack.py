@@ -16,6 +16,7 @@ from datamodules.documents import files_of
 from datamodules.interleaved import read_making
 from datamodules.packing import PackJob, PackSettings, PackSource, accounts
 from datamodules.token_folder import TokenFolder
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.ranks import find_rank
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.vocab import Vocab
@@ -181,6 +182,7 @@ def _bytes(job: PackJob, unit: int) -> int:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, build, pack; exit code 2 for an argument that is wrong, 1 for a corpus that is."""
+    hide_secrets()
     try:
         PackCLI(args).run()
     except RuntimeError as error:

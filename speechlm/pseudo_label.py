@@ -16,6 +16,7 @@ from datamodules.label_folder import LabelFolder, LabelPlan
 from datamodules.labelling import Labeller, Listening, Trust, manifest_of_audio
 from datamodules.token_folder import ManifestCount
 from datamodules.token_plan import count_manifests
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.nn.hub_asr import load_asr
 from speechlm.ranks import find_rank
 from speechlm.tokenize import choose_device
@@ -84,6 +85,7 @@ def count_audio(audio: Path, out: Path, jobs: int) -> tuple[ManifestCount, ...]:
 
 def main(args: list[str] | None = None) -> None:
     """The command line; exits with 2 for an argument that is wrong, with 1 for audio or a model that is."""
+    hide_secrets()
     transformers_logging.set_verbosity_error()  # it warns of what it does itself when a Whisper generates
     try:
         auto_cli(label, args=args, as_positional=False, prog="python -m speechlm.pseudo_label")

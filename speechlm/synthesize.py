@@ -20,6 +20,7 @@ from speechlm.engines.base import Sampling, Target
 from speechlm.engines.open import EngineSettings, model_hash
 from speechlm.engines.replicas import NoServer
 from speechlm.engines.sglang import BadAnswer
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.ranks import find_rank
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.clock import Clock
@@ -136,6 +137,7 @@ def device_of(name: str, local_rank: int) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, build, synthesize; exit code 2 for an argument that is wrong, 1 where no engine answers any more."""
+    hide_secrets()
     try:
         SynthesizeCLI(args).run()
     except (NoServer, BadAnswer) as error:

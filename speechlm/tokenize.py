@@ -15,6 +15,7 @@ from datamodules.token_folder import DamagedShard, TokenFolder, start_folder
 from datamodules.token_plan import count_manifests
 from datamodules.token_shards import write_totals
 from datamodules.tokenizing import BulkTokenizer, Making, header_of
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.ranks import Rank, find_rank
 from speechlm.tokenizers import build_tokenizer
 from speechlm.tokens.tokenizer import Tokenizer
@@ -134,6 +135,7 @@ def finish(folder: TokenFolder) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, build, make; exit code 2 for an argument that is wrong, 1 for a corpus or a tokenizer that is."""
+    hide_secrets()
     try:
         TokenizeCLI(args).run()
     except (RuntimeError, DamagedShard) as error:

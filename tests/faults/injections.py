@@ -4,11 +4,15 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
+
+from speechlm.tokens.clock import Clock
+from tests.dummies import DummyData, Stream
 
 
 class Fault(L.Callback):
@@ -87,22 +91,40 @@ class WrongLayer(Fault):
 
 
 class Slow(L.Callback):
-    """One rank that takes longer in every batch."""
+    """One rank that takes longer in every forward pass."""
 
-    def __init__(self, rank: int, seconds: float, where: str = "forward") -> None:
-        self.rank, self.seconds, self.where = rank, seconds, where
+    def __init__(self, rank: int, seconds: float) -> None:
+        self.rank, self.seconds = rank, seconds
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.where == "forward" and trainer.global_rank == self.rank:
+        if trainer.global_rank == self.rank:
             time.sleep(self.seconds)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.where == "data" and trainer.global_rank == self.rank:
+
+class SlowData(DummyData):
+    """One rank that takes longer to get every batch."""
+
+    def __init__(self, clock: Clock, rank: int, seconds: float) -> None:
+        super().__init__(clock)
+        self.rank, self.seconds = rank, seconds
+
+    def train_dataloader(self) -> Stream:
+        assert self.trainer is not None
+        slow = self.trainer.global_rank == self.rank
+        return _SlowStream(self.num_batches, self.seconds) if slow else super().train_dataloader()
+
+
+class _SlowStream(Stream):
+    def __init__(self, num_batches: int, seconds: float) -> None:
+        super().__init__(num_batches)
+        self.seconds = seconds
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
             time.sleep(self.seconds)
+            yield batch
 
 
 class Strike(Fault):

@@ -1,8 +1,10 @@
 """What the ranks of a job run, by name."""
 
+import importlib
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from speechlm import fit as fit_verb
@@ -14,6 +16,40 @@ from tests.faults import injections
 def fit(args: list[str]) -> None:
     """Train as the command line would."""
     fit_verb.main(args)
+
+
+def train(
+    folder: str,
+    callbacks: list[tuple[str, dict[str, Any]]],
+    ranks: int,
+    steps: int,
+    slow_data: tuple[int, float] | None = None,
+) -> None:
+    """The same stage and data with given callbacks, without the command line, whose parsing takes most of a short run."""
+    L.seed_everything(0)
+    made = []
+    for path, settings in callbacks:
+        module, _, name = path.rpartition(".")
+        made.append(getattr(importlib.import_module(module), name)(**settings))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        max_steps=steps,
+        default_root_dir=folder,
+        callbacks=made,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        logger=False,
+    )
+    stage = DummyStage(Clock(), dropout=0.0)
+    data = DummyData(Clock()) if slow_data is None else injections.SlowData(Clock(), *slow_data)
+    trainer.fit(stage, datamodule=data)
+    if not trainer.global_rank:
+        torch.save(stage.state_dict(), f"{folder}/end.pt")
 
 
 def bare_fit(folder: str, steps: int = 6, **settings: Any) -> None:

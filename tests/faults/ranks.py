@@ -65,7 +65,8 @@ class Zygote:
         """End the zygote."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.kill()
+        self.process.wait()
 
 
 @dataclass
