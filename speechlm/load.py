@@ -1,6 +1,7 @@
 """A trained stage from its run folder."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentParser
@@ -23,12 +24,7 @@ def load_stage(run: str | Path, checkpoint: str | Path | None = None) -> L.Light
     config = runs.read_config(Path(run))
     if config is None:
         raise ValueError(f"{run} is no run folder: it has no config.yaml")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Clock, "clock")
-    parser.add_subclass_arguments(L.LightningModule, "model")
-    parser.link_arguments("clock", "model.init_args.clock")
-    parsed = parser.parse_object({"clock": config["clock"], "model": config["model"]})
-    stage = parser.instantiate_classes(parsed).model
+    stage = build_stage(config)
     if checkpoint is None:
         newest = runs.newest_checkpoint(Path(run))
         if newest is None:
@@ -36,6 +32,16 @@ def load_stage(run: str | Path, checkpoint: str | Path | None = None) -> L.Light
         checkpoint = newest.path
     runs.load_weights(stage, checkpoint)
     return stage.eval()
+
+
+def build_stage(config: dict[str, Any]) -> L.LightningModule:
+    """The stage that the sections `clock` and `model` of a config name, without trained weights."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Clock, "clock")
+    parser.add_subclass_arguments(L.LightningModule, "model")
+    parser.link_arguments("clock", "model.init_args.clock")
+    parsed = parser.parse_object({"clock": config["clock"], "model": config["model"]})
+    return parser.instantiate_classes(parsed).model
 
 
 def load_vocoder(run: str, checkpoint: str | None = None) -> Generator:

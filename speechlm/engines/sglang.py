@@ -68,7 +68,7 @@ class SGLangEngine:
         self.group = group
         key = os.environ.get(api_key_env, "")
         for url in urls:
-            _check_address(url, key, api_key_env)
+            check_address(url, key, api_key_env)
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._http = urllib3.PoolManager(
             maxsize=in_flight,
@@ -186,7 +186,12 @@ def generation(prompt: Prompt, answer: Any, target: Target) -> Generation:
     return Generation(prompt.key, tuple(ids), finish)
 
 
-def _check_address(url: str, key: str, api_key_env: str) -> None:
+def check_address(url: str, key: str, api_key_env: str) -> None:
+    """Refuse what is no address, and other machines' without a key.
+
+    Raises:
+        ValueError: it is.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is no address of a server; expected something like http://127.0.0.1:30000")
