@@ -108,6 +108,7 @@ class RowBatch:
         source_ids: (B,) int64 which of `sources` a row is from.
         sources: names of the sources, for metrics.
         languages: their languages ("en"), in the same order, "" where none is known.
+        predicted: (N,) int64 places of the B x S ids at which `loss_mask` is True, ascending; None until `looked_up`.
     """
 
     ids: Tensor
@@ -116,9 +117,21 @@ class RowBatch:
     source_ids: Tensor
     sources: list[str] = field(default_factory=list)
     languages: list[str] = field(default_factory=list)
+    predicted: Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
+
+    def looked_up(self, pin: bool = False) -> "RowBatch":
+        """The batch with what can be known of it in the host's memory, so that no accelerator is waited for.
+
+        Args:
+            pin: in memory from which a GPU copies by itself.
+        """
+        predicted = places_of(self.loss_mask)
+        tensors = (self.ids, self.loss_mask, self.doc_ids, self.source_ids, predicted)
+        ids, mask, docs, sources, predicted = (tensor.pin_memory() if pin else tensor for tensor in tensors)
+        return RowBatch(ids, mask, docs, sources, self.sources, self.languages, predicted)
 
     @property
     def position_ids(self) -> Tensor:
@@ -140,3 +153,9 @@ class RowBatch:
     def padding_share(self) -> float:
         """Share of the positions that are padding, in [0, 1]."""
         return 1.0 - self.num_tokens / max(1, self.ids.numel())
+
+
+def places_of(loss_mask: Tensor) -> Tensor:
+    """(N,) int64 places in B x S at which a (B, S) mask is True; a row's first position can not be predicted."""
+    rows, positions = loss_mask[:, 1:].nonzero(as_tuple=True)
+    return rows * loss_mask.shape[1] + positions + 1

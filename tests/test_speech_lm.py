@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from callbacks.jsonl import JsonlLogger, read_metrics
 from speechlm import runs, shards
 from speechlm.batch import RowBatch
+from speechlm.fsdp2 import FSDP2
 from speechlm.nn.lora import Lora, LoraLinear, merge_lora
 from speechlm.stages.optim import AdamWSettings
 from speechlm.stages.speech_lm import SpeechLM
@@ -36,7 +37,7 @@ def fit(stage: SpeechLM, batches: list[RowBatch], folder: Path, steps: int = 1, 
     """Train on given micro-batches, in one process."""
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=1,
+        devices=settings.pop("devices", 1),
         max_steps=steps,
         default_root_dir=folder,
         logger=settings.pop("logger", False),
@@ -72,9 +73,12 @@ def one_batch(batches: list[RowBatch]) -> RowBatch:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes under FSDP2 left behind."""
-    folder = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "tests.two_ranks", str(folder)]
+    return launched(tmp_path_factory.mktemp("two"), 2)
+
+
+def launched(folder: Path, ranks: int, *cases: str) -> Path:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*launch, "-m", "tests.two_ranks", str(folder), *cases]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return folder
@@ -83,7 +87,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", two_ranks.CASES)
 def test_two_ranks_compute_what_one_rank_computes(name: str, two: Path, tmp_path: Path):
     """With a tied head, chunked loss, layers computed twice, averaged weights, clipped gradients, and a rank without losses."""
-    theirs = torch.load(two / "two.pt", weights_only=True)[name]
+    theirs = torch.load(two / "ranks.pt", weights_only=True)[name]
     ours = two_ranks.run(tmp_path, name, 1)
     close = {"rtol": 0.1, "atol": 0.03} if name == "mixed" else {"rtol": 1e-5, "atol": 1e-7}
     assert len(ours["gradients"]) == len(theirs["gradients"]) == 2
@@ -96,13 +100,32 @@ def test_two_ranks_compute_what_one_rank_computes(name: str, two: Path, tmp_path
         assert theirs["metrics"]["train/grad_norm"] > 0.1 and float(theirs["used"]) == pytest.approx(0.05, rel=1e-4)
     assert ours["skipped"] == theirs["skipped"] == (name.startswith("nan"))
     for key, value in ours["metrics"].items():
-        torch.testing.assert_close(theirs["metrics"][key], value, rtol=1e-3 if name == "mixed" else 1e-5, atol=1e-3)
+        torch.testing.assert_close(theirs["metrics"][key], value, rtol=1e-2 if name == "mixed" else 1e-5, atol=1e-3)
     for key, value in ours["state"].items():
         torch.testing.assert_close(theirs["state"][key], value, rtol=1e-3, atol=1e-3 if name == "mixed" else 1e-7)
 
 
+def test_two_groups_of_two_ranks_compute_what_one_rank_computes(tmp_path: Path):
+    """Weights are whole in each group, and the clipped gradient is that of all four."""
+    theirs = torch.load(launched(tmp_path, 4, "untied") / "ranks.pt", weights_only=True)["untied"]
+    ours = two_ranks.run(tmp_path, "untied", 1)
+    assert "(Replicate(), Shard(dim=0))" in theirs["placements"]
+    for mine, other in zip(ours["gradients"], theirs["gradients"], strict=True):
+        torch.testing.assert_close(other, mine, rtol=1e-5, atol=1e-7)
+    assert float(theirs["used"]) == pytest.approx(0.05, rel=1e-4)
+    torch.testing.assert_close(theirs["state"], ours["state"], rtol=1e-3, atol=1e-7)
+    stage = tiny_stage(tmp_path, "glm", False)
+    runs.load_weights(stage, tmp_path / "sharded.ckpt")
+    torch.testing.assert_close(dict(stage.state_dict()), theirs["state"], rtol=0, atol=0)
+
+
+def test_a_group_that_does_not_divide_the_ranks_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="shard_size must divide the 1 ranks of the job, got 3"):
+        fit(tiny_stage(tmp_path), two_ranks.batches(1), tmp_path, strategy=FSDP2(shard_size=3), devices=1)
+
+
 def test_a_checkpoint_in_shards_is_the_model_and_its_average(two: Path, tmp_path: Path):
-    state = torch.load(two / "two.pt", weights_only=True)["tied"]["state"]
+    state = torch.load(two / "ranks.pt", weights_only=True)["tied"]["state"]
     kind, tied, settings, _ = two_ranks.CASES["tied"]
     stage = tiny_stage(tmp_path, kind, tied, **settings)
     runs.load_weights(stage, two / "sharded.ckpt")

@@ -1,8 +1,9 @@
-"""Run by two processes: trains tiny language models under FSDP2 and leaves what one process is compared with.
+"""Run by two or four processes: trains tiny language models under FSDP2 and leaves what one process is compared with.
 
-`torchrun --nproc-per-node 2 tests/two_ranks.py FOLDER`; without torchrun the same, in one process with all of the data.
+`torchrun --nproc-per-node 2 -m tests.two_ranks FOLDER [CASE …]`.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def trainer(folder: Path, ranks: int, callbacks: list[L.Callback], **settings: A
     """FSDP2 where there are two ranks; in one process the same micro-batches are accumulated."""
     strategy: Any = "auto"
     if ranks > 1:
-        strategy = FSDP2(process_group_backend="gloo")
+        strategy = FSDP2(process_group_backend="gloo", shard_size=2)  # four ranks are two groups
     return L.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -76,12 +77,13 @@ def run(folder: Path, name: str, ranks: int) -> dict[str, Any]:
     gradients = Gradients()
     made = trainer(folder, ranks, [gradients, Poison()], **trainer_settings)
     made.fit(stage, datamodule=Rows(batches(STEPS * ACCUMULATED * 2, poisoned=name.startswith("nan"))))
-    if ranks > 1 and name == "tied":
+    if ranks == 4 or (ranks == 2 and name == "tied"):
         made.save_checkpoint(folder / "sharded.ckpt")
     return {
         "gradients": gradients.of,
         "metrics": {key: value.clone() for key, value in made.callback_metrics.items()},
         "skipped": stage.skipped,
+        "placements": sorted({str(getattr(p, "placements", "")) for p in stage.parameters()}),
         "used": torch.stack([gradient.norm() for gradient in gradients.used.values()]).norm(),
         "state": whole_state(stage),
     }
@@ -98,7 +100,8 @@ def whole_state(stage: SpeechLM) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
-    results = {name: run(out, name, 2) for name in CASES}
+    cases = sys.argv[2:] or list(CASES)
+    results = {name: run(out, name, int(os.environ["WORLD_SIZE"])) for name in cases}
     if torch.distributed.get_rank() == 0:
-        torch.save(results, out / "two.pt")
+        torch.save(results, out / "ranks.pt")
     torch.distributed.destroy_process_group()

@@ -1,12 +1,10 @@
 """Any causal language model of transformers, its vocabulary made larger, and still a plain one."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 Rows = Literal["mean", "covariance", "copy", "keep"]
@@ -105,13 +103,6 @@ def blocks(model: PreTrainedModel) -> list[Any]:
     """The layers, in order."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
-
-
-def recompute(model: PreTrainedModel, every: int) -> None:
-    """Have every n-th layer computed again in the backward pass instead of keeping what it computed on the way forward."""
-    for block in blocks(model)[::every]:
-        block.gradient_checkpointing = True  # what transformers' layers look at
-        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 def _refuse_unusual_head(model: PreTrainedModel, lm: str) -> None:

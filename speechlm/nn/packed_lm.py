@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from speechlm.batch import places_of
 from speechlm.nn.causal_lm import blocks
 from speechlm.nn.document_attention import Attention, choose, document_mask, use_attention
 from speechlm.nn.lora import LoraLinear
-from speechlm.nn.losses import token_losses
+from speechlm.nn.loss_kernels import LossKernel, checked_kernel
 
 
 class RowLosses(NamedTuple):
@@ -31,18 +32,26 @@ class PackedLM(nn.Module):
         attention: see `document_attention`.
         chunk: positions whose logits exist at a time.
         z_loss: see `token_losses`.
+        loss: what computes head and losses.
     """
 
     def __init__(
-        self, lm: PreTrainedModel, attention: Attention = "auto", chunk: int = 512, z_loss: float = 0.0
+        self,
+        lm: PreTrainedModel,
+        attention: Attention = "auto",
+        chunk: int = 512,
+        z_loss: float = 0.0,
+        loss: LossKernel = "chunked",
     ) -> None:
         super().__init__()
         choose(attention, torch.device("cpu"))
         if chunk < 1 or z_loss < 0:
             raise ValueError(f"the loss needs a chunk of at least 1 and z_loss >= 0, got {chunk} and {z_loss}")
-        self.lm, self.attention, self.chunk, self.z_loss = lm, attention, chunk, z_loss
+        self.lm, self.attention, self.chunk, self.z_loss, self.loss = lm, attention, chunk, z_loss, loss
 
-    def forward(self, ids: Tensor, loss_mask: Tensor, doc_ids: Tensor, position_ids: Tensor) -> RowLosses:
+    def forward(
+        self, ids: Tensor, loss_mask: Tensor, doc_ids: Tensor, position_ids: Tensor, predicted: Tensor | None = None
+    ) -> RowLosses:
         """Losses of a batch of rows.
 
         Args:
@@ -50,13 +59,15 @@ class PackedLM(nn.Module):
             loss_mask: (B, S) bool, True where the id is to be predicted, from the position before it.
             doc_ids: (B, S) by document, -1 in padding.
             position_ids: (B, S) position of each id in its document.
+            predicted: see `RowBatch`; looked up in the mask, which a GPU has to be waited for, where it is not given.
         """
-        states = self.states(ids, doc_ids, position_ids)[:, :-1]
-        predicted = loss_mask[:, 1:]
-        targets = ids[:, 1:][predicted]
+        states = self.states(ids, doc_ids, position_ids).flatten(0, 1)
+        predicted = places_of(loss_mask) if predicted is None else predicted
+        targets = ids.flatten()[predicted]
         weight = self.lm.get_output_embeddings().weight
-        losses = token_losses(states[predicted], weight, targets, self.chunk, self.z_loss)
-        return RowLosses(losses, targets, predicted.nonzero()[:, 0])
+        kernel = checked_kernel(self.loss, states.device, states.dtype)
+        losses = kernel(states[predicted - 1], weight, targets, self.chunk, self.z_loss)
+        return RowLosses(losses, targets, predicted // ids.shape[1])
 
     def states(self, ids: Tensor, doc_ids: Tensor, position_ids: Tensor) -> Tensor:
         """(B, S, D) outputs of the last layer, each document knowing itself alone."""

@@ -26,6 +26,7 @@ class AdamWSettings:
         total_steps: steps of the whole run, where `trainer.max_steps` does not say it (a run that ends with its epochs).
         lr_scale: factor on the learning rate by parameter-name prefix, the longest prefix wins; 0 freezes. For example
             {"model.decoder": 0.1, "model.encoder.layers.0": 0}.
+        fused: one kernel for all of a step, and no temporary copies; not where Lightning clips gradients of 16-mixed.
     """
 
     lr: float = 1e-5
@@ -37,6 +38,7 @@ class AdamWSettings:
     min_lr: float = 0.0
     total_steps: int | None = None
     lr_scale: dict[str, float] = field(default_factory=dict)
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.decay not in ("constant", "linear", "cosine"):
@@ -84,6 +86,7 @@ class AdamWSettings:
             [{"params": p, "lr": self.lr * scale, "weight_decay": decay} for (scale, decay), p in groups.items()],
             betas=self.betas,
             eps=self.eps,
+            fused=self.fused or None,
         )
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
 

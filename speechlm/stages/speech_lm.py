@@ -13,11 +13,14 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from speechlm.batch import RowBatch
-from speechlm.nn.causal_lm import NewRows, blocks, extend_vocabulary, load_causal_lm, recompute
+from speechlm.fsdp2 import data_mesh
+from speechlm.nn.causal_lm import NewRows, blocks, extend_vocabulary, load_causal_lm
 from speechlm.nn.document_attention import Attention
 from speechlm.nn.ema import Ema, local
 from speechlm.nn.lora import Lora, add_lora
 from speechlm.nn.packed_lm import PackedLM, RowLosses, training_cost
+from speechlm.nn.recompute import Recompute, recompute
+from speechlm.nn.speed import Speed, compile_layers, use_float8
 from speechlm.stages.optim import AdamWSettings
 from speechlm.stages.tally import TOKENS, Tally
 from speechlm.tokens.clock import Clock
@@ -26,7 +29,7 @@ from speechlm.updates import updates_of
 
 log = logging.getLogger(__name__)
 UNIT = 2.0**13  # losses are summed in units of so many ids until their number is known; a power of two rounds nothing
-ADAM = AdamWSettings(lr=6e-5, betas=(0.9, 0.95), weight_decay=0.1, eps=1e-8, decay="linear", min_lr=6e-6)
+ADAM = AdamWSettings(6e-5, (0.9, 0.95), weight_decay=0.1, eps=1e-8, decay="linear", min_lr=6e-6, fused=True)
 
 
 class SpeechLM(L.LightningModule):
@@ -43,11 +46,13 @@ class SpeechLM(L.LightningModule):
         from_scratch: take its configuration only.
         text_tokenizer: name or folder of the text tokenizer, for exports; the language model's own if empty.
         new_rows: what the embeddings of new ids are at first.
-        attention: "flex" skips blocks that no document spans, "sdpa" runs everywhere; "auto" is flex on a GPU.
+        attention: "flex" skips blocks that no document spans, "varlen" computes documents one by one, "sdpa" has a dense mask;
+            "auto" is flex on a GPU and varlen elsewhere.
         lora: train a few numbers beside the frozen weights; null trains everything.
         optimizer: AdamW and its schedule.
         activation_checkpointing: compute layers again in the backward pass instead of keeping what they computed: all of them, or
-            with a number n every n-th.
+            with a number n every n-th; "selective" and "products" keep attention and half or all of the matrix products.
+        speed: compiled layers, float8 products, the loss's kernel.
         loss_chunk: positions whose logits exist at a time.
         z_loss: weight of the squared log-denominator of the softmax, against drifting logits.
         ema_decay: keep an average of the weights beside them, for export; null keeps none.
@@ -65,7 +70,8 @@ class SpeechLM(L.LightningModule):
         attention: Attention = "auto",
         lora: Lora | None = None,
         optimizer: AdamWSettings = ADAM,
-        activation_checkpointing: bool | int = False,
+        activation_checkpointing: Recompute = False,
+        speed: Speed = Speed(),  # noqa: B008 - frozen, and the schema of the config
         loss_chunk: int = 512,
         z_loss: float = 0.0,
         ema_decay: float | None = None,
@@ -78,12 +84,13 @@ class SpeechLM(L.LightningModule):
         extend_vocabulary(model, self.vocab.num_text, len(self.vocab), new_rows)
         if lora is not None:
             add_lora(model, blocks(model), lora, new_rows.seed)
-        if activation_checkpointing:
-            recompute(model, every=int(activation_checkpointing))
-        self.model = PackedLM(model, attention, loss_chunk, z_loss)
+        self.cost, self.speed = training_cost(model), speed
+        if speed.float8:
+            use_float8(blocks(model), speed.float8)
+        recompute(blocks(model), activation_checkpointing)
+        self.model = PackedLM(model, attention, loss_chunk, z_loss, speed.loss)
         self.optimizer_settings = optimizer
         self.optimizer_settings.freeze(self)
-        self.cost = training_cost(model)
         self.ema = None if ema_decay is None else Ema(self.model, ema_decay)
         self.max_skipped, self.skipped, self._skipped_in_a_row = max_skipped, 0, 0
         self._step: Tally | None = None  # of this optimizer step, on this rank
@@ -91,7 +98,7 @@ class SpeechLM(L.LightningModule):
         self._seen: Tally | None = None  # of the whole run, on all ranks
         self._seen_before: dict[str, list[float]] = {}
         self._validated: dict[str, Tally] = {}
-        self._sharded = False
+        self._sharded = self._compiled = False
         self.train()  # transformers hands its modules over in eval mode, and Lightning leaves modes as they are
 
     # -- what a language model promises --------------------------------------------------------------------------------
@@ -107,8 +114,9 @@ class SpeechLM(L.LightningModule):
         Raises:
             ValueError: an id is outside the vocabulary; of what the embedding has more rows for, nothing was ever learnt.
         """
-        self._refuse_unknown(batch)
-        return self.model(batch.ids, batch.loss_mask, batch.doc_ids, batch.position_ids)
+        if batch.ids.device.type == "cpu":  # elsewhere it was looked at before it went there
+            self._refuse_unknown(batch)
+        return self.model(batch.ids, batch.loss_mask, batch.doc_ids, batch.position_ids, batch.predicted)
 
     def useful_flops(self, batch: RowBatch) -> Tensor:
         """Scalar: operations of a training step on a batch that learn something."""
@@ -125,6 +133,9 @@ class SpeechLM(L.LightningModule):
             )
         if isinstance(self.trainer.strategy, FSDPStrategy):
             raise ValueError("FSDPStrategy can not clip by norm; use speechlm.fsdp2.FSDP2")
+        if self.speed.compile and not self._compiled:
+            compile_layers(blocks(self.lm))
+            self._compiled = True
         mesh = self.device_mesh
         if mesh is None or self._sharded:
             return
@@ -135,7 +146,7 @@ class SpeechLM(L.LightningModule):
         mixed = self.trainer.precision == "bf16-mixed"
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
         for part in [*blocks(self.lm), self.model]:
-            fully_shard(part, mesh=mesh["data_parallel"], mp_policy=policy)
+            fully_shard(part, mesh=data_mesh(mesh), mp_policy=policy)
         if self.ema is not None:
             self.ema.restart(self.model)
         self._sharded = True
@@ -146,6 +157,12 @@ class SpeechLM(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- training ------------------------------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse unknown ids while the batch is in the host's memory, where nothing has to be waited for."""
+        if isinstance(batch, RowBatch):
+            self._refuse_unknown(batch)
+        return batch
 
     def training_step(self, batch: RowBatch, batch_idx: int) -> Tensor:
         out = self.score(batch)

@@ -34,11 +34,11 @@ class Tally:
         tally = cls(batch.sources, batch.languages, batch.ids.device)
         group = batch.source_ids[out.rows] * len(MODALITIES) + vocab.is_speech(out.targets)
         real = batch.doc_ids >= 0
-        all_groups = (batch.source_ids[:, None] * len(MODALITIES) + vocab.is_speech(batch.ids))[real]
+        all_groups = batch.source_ids[:, None] * len(MODALITIES) + vocab.is_speech(batch.ids)
         flat = tally.sums.view(3, -1)
         flat[LOSS].index_add_(0, group, out.losses.detach().double())
         flat[TARGETS].index_add_(0, group, torch.ones_like(group, dtype=torch.float64))
-        flat[TOKENS].index_add_(0, all_groups, torch.ones_like(all_groups, dtype=torch.float64))
+        flat[TOKENS].index_add_(0, all_groups.flatten(), real.flatten().double())
         return tally
 
     def __add__(self, other: "Tally") -> "Tally":
