@@ -17,8 +17,8 @@ from speechlm.cluster.batch_script import Request, fill, settings_of
 from speechlm.cluster.slurm import NoSlurm, running, submit
 from speechlm.files import write_text_atomic
 from speechlm.provenance import redact, redact_arguments
+from speechlm.start import shipped
 
-TEMPLATES = Path(__file__).resolve().parents[1] / "slurm"
 VERBS = ("fit", "tokenize", "synthesize")
 
 
@@ -137,7 +137,8 @@ class SubmitCLI:
                 )
 
     def _template(self) -> str:
-        path = Path(self.options.template or TEMPLATES / f"{self.options.verb}.sbatch")
+        own = Path("slurm") / f"{self.options.verb}.sbatch"  # of a clone, or of a folder that speechlm.start made
+        path = Path(self.options.template or (own if own.is_file() else shipped() / own))
         if not path.is_file():
             raise ValueError(f"--template: no file at {path}")
         return path.read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ FORBIDDEN = {
     "speechlm/nn": ("lightning", "lhotse", "jsonargparse", "omegaconf", "datamodules", "callbacks", "speechlm.stages"),
     "speechlm/stages": ("datamodules", "callbacks", "lhotse", "speechlm.evals"),
     "speechlm/cluster": ("torch", "lightning", "lhotse", "datamodules", "callbacks", "speechlm.nn", "speechlm.stages"),
+    "speechlm/checks": ("lightning", "callbacks", "speechlm.stages", "speechlm.cluster"),
     "speechlm/batch.py": ("lightning", "lhotse", "speechlm"),
     "datamodules": ("speechlm.stages", "speechlm.nn", "callbacks"),
     "callbacks": ("speechlm.stages", "datamodules"),
