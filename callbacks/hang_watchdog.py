@@ -26,20 +26,37 @@ class HangWatchdog(L.Callback):
         timeout_sec: longest time between two signs of life: longer than the longest step, validation batch or checkpoint.
         first_timeout_sec: the same until the first batch is over, which compiles and fills caches.
         grace_sec: for all ranks to write before the first one is gone.
+        start_timeout_sec: for all ranks to find each other; a rank that never comes ends the others after it.
 
     Raises:
         ValueError: a time that is not positive.
     """
 
-    def __init__(self, timeout_sec: float = 600.0, first_timeout_sec: float = 1800.0, grace_sec: float = 10.0) -> None:
-        if min(timeout_sec, first_timeout_sec, grace_sec) <= 0:
-            raise ValueError(f"times must be positive, got {timeout_sec}, {first_timeout_sec} and {grace_sec}")
+    def __init__(
+        self,
+        timeout_sec: float = 600.0,
+        first_timeout_sec: float = 1800.0,
+        grace_sec: float = 10.0,
+        start_timeout_sec: float = 300.0,
+    ) -> None:
+        if min(timeout_sec, first_timeout_sec, grace_sec, start_timeout_sec) <= 0:
+            raise ValueError(
+                f"times must be positive, got {timeout_sec}, {first_timeout_sec}, {grace_sec} and {start_timeout_sec}"
+            )
+        self.start_timeout_sec = start_timeout_sec
         self.timeout_sec, self.first_timeout_sec, self.grace_sec = timeout_sec, first_timeout_sec, grace_sec
         self._limit = first_timeout_sec
         self._file: IO[str] | None = None
         self._over: threading.Event | None = None
 
     # -- signs of life -------------------------------------------------------------------------------------------------
+
+    def before_launch(self) -> None:
+        """Called before the ranks look for each other; `setup` is when they have."""
+        faulthandler.dump_traceback_later(self.start_timeout_sec, exit=True)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        faulthandler.cancel_dump_traceback_later()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start(Path(trainer.default_root_dir) / STACKS, trainer.global_rank, trainer.world_size)

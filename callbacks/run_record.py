@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 import yaml
 
 from callbacks.wandb_log import WandbLog
 from speechlm.files import write_text_atomic
 from speechlm.provenance import code_diff, provenance, redact
+from speechlm.runs import leaves
 from speechlm.tokens.vocab import Vocab
 
 ORIGIN = (
@@ -46,7 +48,8 @@ class RunRecord(L.Callback):
         self._vocab: Vocab | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the files, on the first rank."""
+        """Write the files, on the first rank, once all ranks are found to have the same config."""
+        self._require_same_config()
         self._vocab = getattr(pl_module, "vocab", None)
         if not trainer.is_global_zero:
             return
@@ -71,6 +74,28 @@ class RunRecord(L.Callback):
         """Weights of another vocabulary are refused."""
         if self._vocab is not None and "vocab_hash" in checkpoint:
             self._vocab.require(checkpoint["vocab_hash"], "the checkpoint")
+
+    def _require_same_config(self) -> None:
+        """Refuse ranks that were started with different settings, which would train as if nothing were wrong.
+
+        Raises:
+            ValueError: naming the ranks and the settings.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        own = dict(leaves(self.config))
+        configs: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(configs, {key: repr(redact(value, key)) for key, value in own.items()})
+        first = configs[0]
+        for rank, other in enumerate(configs):
+            keys = sorted(k for k in first.keys() | other.keys() if first.get(k) != other.get(k))
+            if keys:
+                shown = "; ".join(
+                    f"{key}: {first.get(key)} on rank 0, {other.get(key)} on rank {rank}" for key in keys[:5]
+                )
+                raise ValueError(
+                    f"the ranks of this run have different configs: {shown}. Start all of them with one command"
+                )
 
     def _write_vocab(self) -> None:
         path = self.folder / "vocab.json"

@@ -49,7 +49,7 @@ def load_recording(cut: Cut, clock: Clock, tolerance_sec: float = 0.1) -> np.nda
     try:
         plain = isinstance(cut, MonoCut | MultiCut) and cut.has_recording and not cut.recording.transforms
         audio, rate_hz = _decode(cut, tolerance_sec) if plain else _render(cut)
-    except BadRecording:
+    except (BadRecording, MemoryError):  # a machine without memory says nothing about a recording
         raise
     except Exception as error:  # decoders raise whatever they like
         raise BadRecording("unreadable", f"{type(error).__name__}: {error}") from error

@@ -5,7 +5,7 @@ The identical command resumes. `--init_from` starts a new run from weights, `--c
 
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import lightning as L
 import yaml
@@ -114,6 +114,8 @@ class FitCLI(LightningCLI):
                 runs.load_weights(self.model, self.config.init_from)
             except ValueError as error:
                 self.refuse(f"argument --init_from: {error}")
+        for callback in cast(Any, self.trainer).callbacks:
+            getattr(callback, "before_launch", lambda: None)()
         path = self.resume.path if self.resume else None
         try:
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)

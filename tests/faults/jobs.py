@@ -1,6 +1,7 @@
 """What the ranks of a job run, by name."""
 
 import importlib
+import os
 from typing import Any
 
 import lightning as L
@@ -13,9 +14,9 @@ from tests.dummies import DummyData, DummyStage
 from tests.faults import injections
 
 
-def fit(args: list[str]) -> None:
-    """Train as the command line would."""
-    fit_verb.main(args)
+def fit(args: list[str], only_on: dict[str, list[str]] | None = None) -> None:
+    """Train as the command line would, with more arguments on some ranks."""
+    fit_verb.main([*args, *(only_on or {}).get(os.environ.get("RANK", "0"), [])])
 
 
 def train(
