@@ -46,16 +46,17 @@ class RowFiller:
     window: int
     filled: Filled = field(default_factory=Filled)
     _ids: list[np.ndarray] = field(default_factory=list)
-    _targets: list[int] = field(default_factory=list)
+    _predicted: list[np.ndarray] = field(default_factory=list)  # (n, 2) spans of each
     _held: int = 0
 
     def add(self, written: Written) -> None:
         """Take a sequence; one longer than a row is cut into full rows and what remains."""
         row_len, length = self.writer.row_len, len(written.ids)
         ids = written.ids.astype(self.writer.dtype)
+        predicted = np.array([(written.target, length)] if written.spans is None else written.spans, np.int64)
         for start in cut(np.array([length]), row_len).start.tolist() if length > row_len else [0]:
             self._ids.append(ids[start : start + row_len])
-            self._targets.append(written.target - start)
+            self._predicted.append(_inside(predicted.reshape(-1, 2) - start, min(row_len, length - start)))
         self.filled.documents += 1
         self.filled.documents_cut += length > row_len
         self.filled.ids_in += length
@@ -82,16 +83,14 @@ class RowFiller:
             self._write_row(order[bounds[row] : bounds[row + 1]].tolist())
         waiting = np.nonzero(~full[packing.row])[0].tolist()
         self._ids = [self._ids[i] for i in waiting]
-        self._targets = [self._targets[i] for i in waiting]
+        self._predicted = [self._predicted[i] for i in waiting]
         self._held = sum(map(len, self._ids))
 
     def _write_row(self, members: list[int]) -> None:
         lengths = np.array([len(self._ids[i]) for i in members])
         ends = np.cumsum(lengths)
-        # What a document begins with has nothing before it to be predicted from.
-        begins = np.minimum(np.maximum([self._targets[i] for i in members], 1), lengths)
-        spans = np.stack([ends - lengths + begins, ends], axis=1)
-        spans = spans[spans[:, 0] < spans[:, 1]]
+        begins = (ends - lengths).tolist()
+        spans = np.concatenate([self._predicted[i] + begin for i, begin in zip(members, begins, strict=True)])
         padding = np.full(self.writer.row_len - ends[-1], self.vocab.control("<|pad|>"), self.writer.dtype)
         ids = np.concatenate([*(self._ids[i] for i in members), padding])
         self.writer.write(ids, ends, spans)
@@ -106,3 +105,9 @@ class RowFiller:
         self.filled.control_ids += len(ids) - speech - text
         self.filled.loss_ids += loss
         self.filled.padding += padding
+
+
+def _inside(spans: np.ndarray, length: int) -> np.ndarray:
+    """(n, 2) spans as far as they lie in a document; what it begins with has nothing before it to be predicted from."""
+    spans = np.clip(spans, 1, max(1, length))
+    return spans[spans[:, 0] < spans[:, 1]]

@@ -58,6 +58,9 @@ class Written(NamedTuple):
 
     ids: np.ndarray  # (N,) int64 shared ids
     target: int  # position where the target begins: from there on ids are predicted
+    spans: tuple[tuple[int, int], ...] | None = (
+        None  # [begin, end) that are predicted, where not all behind `target` are
+    )
 
 
 class Writer:
