@@ -10,7 +10,7 @@ import yaml
 from speechlm import fit, runs
 
 ROOT = Path(__file__).parents[1]
-OTHER_VERBS = ("pack", "synthesize", "tokenize")  # whose configs are parsed and run by their own tests
+OTHER_VERBS = ("evaluate", "pack", "synthesize", "tokenize")  # whose configs are parsed and run by their own tests
 CONFIGS = sorted(
     p for p in (ROOT / "configs").rglob("*.yaml") if p.relative_to(ROOT / "configs").parts[0] not in OTHER_VERBS
 )

@@ -21,6 +21,7 @@ FORBIDDEN = {
     ),
     "speechlm/nn": ("lightning", "lhotse", "jsonargparse", "omegaconf", "datamodules", "callbacks", "speechlm.stages"),
     "speechlm/stages": ("datamodules", "callbacks", "lhotse", "speechlm.evals"),
+    "speechlm/evals": ("lightning", "lhotse", "callbacks"),
     "speechlm/cluster": ("torch", "lightning", "lhotse", "datamodules", "callbacks", "speechlm.nn", "speechlm.stages"),
     "speechlm/checks": ("lightning", "callbacks", "speechlm.stages", "speechlm.cluster"),
     "speechlm/batch.py": ("lightning", "lhotse", "speechlm"),

@@ -5,7 +5,7 @@ Here the rows of every forward pass all have work. The output head is cut down t
 of 170,000, a tenth is computed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,12 @@ class HuggingFaceEngine:
         target: ids that may be generated.
         slots: sequences at once.
         max_length: positions of a sequence, prompt and all.
+        banned: ids of the target that are impossible all the same, such as text in other scripts.
     """
 
-    def __init__(self, model: Any, target: Target, slots: int = 64, max_length: int = 1024) -> None:
+    def __init__(
+        self, model: Any, target: Target, slots: int = 64, max_length: int = 1024, banned: Sequence[int] = ()
+    ) -> None:
         self._lm = SlotModel(model, slots, max_length)
         self.model, self.target, self.slots, self.max_length = model, target, slots, max_length
         head: nn.Linear = model.get_output_embeddings()
@@ -57,6 +60,10 @@ class HuggingFaceEngine:
             )
         self._weight = head.weight.detach()[columns.to(head.weight.device)]
         self._bias = None if head.bias is None else head.bias.detach()[columns.to(head.weight.device)]
+        if banned:
+            hidden = torch.isin(columns, torch.tensor(list(banned))) & (columns != target.stop)
+            bias = torch.zeros(len(columns)) if self._bias is None else self._bias.float().cpu()
+            self._bias = bias.masked_fill(hidden, -torch.inf).to(self._weight)
 
     @torch.no_grad()
     def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Generation]:

@@ -96,6 +96,12 @@ def marked_words(reference: str, hypothesis: str, language: str = "en") -> list[
     return marked
 
 
+def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
+    """Errors and reference words, or characters, of one recording after normalisation; (0, 0) where no reference is left."""
+    ref = units_of(reference, language)
+    return (_errors(ref, units_of(hypothesis, language)), len(ref)) if ref else (0, 0)
+
+
 def _errors(reference: list[str], hypothesis: list[str]) -> int:
     measured = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
     return measured.substitutions + measured.deletions + measured.insertions
