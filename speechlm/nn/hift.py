@@ -167,6 +167,16 @@ class HiFT(Generator):
         return math.ceil(max(ways) / self.hop_samples)
 
     @property
+    def past_frames(self) -> int:
+        """Frames before a sample that it depends on."""
+        return self.reach_frames
+
+    @property
+    def excitation_width(self) -> int:
+        """Numbers of the excitation for each frame."""
+        return self.hop_samples
+
+    @property
     def lookahead_frames(self) -> int:
         """Frames behind a sample that it depends on: the filter's reach, and the pitch predictor's in front of it."""
         return self.reach_frames + self.f0_predictor.reach

@@ -1,4 +1,4 @@
-"""HiFT over a stream of mel frames: pitch, excitation and filter each a little behind the one before."""
+"""A source and its filter over a stream of mel frames: pitch, excitation and filter each a little behind the one before."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from speechlm.nn.vocoder_stream import Overlap
 
 if TYPE_CHECKING:
     from speechlm.nn.hift import HiFT
+    from speechlm.nn.source_filter import SourceFilter
 
 
 class HiFTStream:
@@ -23,11 +24,11 @@ class HiFTStream:
         seed: of the excitation, the same for each.
     """
 
-    def __init__(self, hift: "HiFT", batch_size: int = 1, seed: int = 0) -> None:
+    def __init__(self, hift: "HiFT | SourceFilter", batch_size: int = 1, seed: int = 0) -> None:
         self.hift = hift
         self.seeds = torch.full((batch_size,), seed, dtype=torch.long)
         self.pitch = Overlap(hift.pitch, hift.f0_predictor.reach)
-        self.speech = Overlap(self._filter, hift.reach_frames, hift.hop_samples)
+        self.speech = Overlap(self._filter, hift.reach_frames, hift.hop_samples, hift.past_frames)
         self.waiting: Tensor | None = None  # (B, M, F) frames whose pitch is not final
         self.phase: Tensor | None = None
         self.excited = 0  # frames that have their excitation
@@ -48,15 +49,15 @@ class HiFTStream:
         return self.speech.push(torch.cat([ready, self._excited(f0)], dim=1), last)
 
     def _excited(self, f0: Tensor) -> Tensor:
-        """(B, F) Hz -> (B, hop, F) the excitation of each frame."""
+        """(B, F) Hz -> (B, excitation's width, F) the excitation of each frame."""
         if f0.shape[1] == 0:
-            return f0.new_zeros(f0.shape[0], self.hift.hop_samples, 0)
+            return f0.new_zeros(f0.shape[0], self.hift.excitation_width, 0)
         source, self.phase = self.hift.excite(f0, self.seeds.to(f0.device), self.excited, self.phase)
         self.excited += f0.shape[1]
         return source.unflatten(1, (f0.shape[1], -1)).transpose(1, 2)
 
     def _filter(self, frames: Tensor) -> Tensor:
-        mel, source = frames.split([self.hift.num_mels, self.hift.hop_samples], dim=1)
+        mel, source = frames.split([self.hift.num_mels, self.hift.excitation_width], dim=1)
         return self.hift.filter(mel, source.transpose(1, 2).flatten(1))
 
     def _check(self, mel: Tensor) -> None:

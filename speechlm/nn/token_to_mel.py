@@ -30,15 +30,20 @@ class FlowTraining:
         drop: share of recordings whose velocity is told nothing at all, for guidance.
         prompt_share: share of recordings of which a beginning is told.
         longest_prompt: share of the recording that this beginning has at most.
+        prior: weight of the squared distance of what tokens say of a frame from the frame itself, of Grad-TTS
+            (https://arxiv.org/abs/2105.06337); 0 as released. Tokens then mean something long before the velocity can teach them.
     """
 
     drop: float = 0.2
     prompt_share: float = 0.5
     longest_prompt: float = 0.8
+    prior: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.drop < 1 and 0 <= self.prompt_share <= 1 and 0 <= self.longest_prompt <= 1):
             raise ValueError(f"shares lie in [0, 1], and `drop` below 1, got {self}")
+        if self.prior < 0:
+            raise ValueError(f"the weight of the prior is at least 0, got {self.prior}")
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ class TokenToMel(nn.Module):
         speakers: Tensor | None = None,
         training: FlowTraining = FlowTraining(),
     ) -> Tensor:
-        """Scalar: mean squared error of the velocity, at one random time of each recording.
+        """Scalar: mean squared error of the velocity, at one random time of each recording, and the prior's where it has weight.
 
         Args:
             tokens: (B, T).
@@ -202,15 +207,17 @@ class TokenToMel(nn.Module):
 
         share, length, drop, u = torch.rand(4, len(mel), generator=generator, device=mel.device)
         z = torch.randn(x_1.shape, generator=generator, device=mel.device)
+        mu = self.frames(tokens, lens, mel_lens)
         conditions = Conditions(
-            self.frames(tokens, lens, mel_lens),
+            mu,
             self.speaker(speakers, len(mel)),
             beginnings(x_1, mel_lens, training.longest_prompt * length * (share < training.prompt_share)),
         ).kept(drop >= training.drop)
         t = cosine(u)
         x_t, dx_t = path_sample(z, x_1, t)
         v = self.estimator(x_t, t, conditions, mel_lens, self.blocks(0, mel.shape[2]))
-        return flow_loss(v, dx_t, real)
+        loss = flow_loss(v, dx_t, real)
+        return loss + training.prior * flow_loss(mu, x_1, real) if training.prior else loss
 
     # -- use -----------------------------------------------------------------------------------------------------------
 

@@ -18,10 +18,14 @@ class Overlap:
         network: (B, C, F) frames -> (B, F * hop) outputs, for any F of at least one.
         reach: frames on each side of a frame that its outputs depend on.
         hop: outputs per frame.
+        behind: frames before a frame that its outputs depend on, where those are not as many as the ones after it.
     """
 
-    def __init__(self, network: Callable[[Tensor], Tensor], reach: int, hop: int = 1) -> None:
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], reach: int, hop: int = 1, behind: int | None = None
+    ) -> None:
         self.network, self.reach, self.hop = network, reach, hop
+        self.behind = reach if behind is None else behind
         self.frames: Tensor | None = None  # those that are still needed
         self.done = 0  # how many of them have their outputs already
 
@@ -33,6 +37,6 @@ class Overlap:
             self.frames = held
             return frames.new_zeros(frames.shape[0], 0)
         made = self.network(held)[:, self.done * self.hop : final * self.hop]
-        forgotten = max(0, final - self.reach)
+        forgotten = max(0, final - self.behind)
         self.frames, self.done = held[:, :, forgotten:], final - forgotten
         return made

@@ -19,6 +19,7 @@ from speechlm.nn.generator import Generator
 from speechlm.nn.masks import length_mask
 from speechlm.nn.mel import MelSpectrogram
 from speechlm.nn.speech_stream import SpeechStream
+from speechlm.nn.token_start import read_codebook, start_from
 from speechlm.nn.token_to_mel import FlowTraining, Mel, Prompt, Sampling, TokenToMel
 from speechlm.stages.gradient_guard import GradientGuard, GuardSettings
 from speechlm.stages.optim import AdamWSettings
@@ -47,6 +48,9 @@ class FlowDecoder(L.LightningModule):
             is not said of a voice the decoder takes from its data.
         vocoder: makes the mel heard, at validation and by `speak`; it is neither trained nor saved here.
         max_prompt_sec: longest prompt.
+        codebook: safetensors file of the tokenizer's vectors (`speechlm.export --format codebook`), from which the token
+            embedding starts; read before a run's first step and not again. Null starts from noise, or from what `--init_from`
+            brought.
         seed: of noise, times and what is taken away in training.
     """
 
@@ -62,6 +66,7 @@ class FlowDecoder(L.LightningModule):
         speaker_vectors: str | None = None,
         vocoder: Generator | None = None,
         max_prompt_sec: float = 30.0,
+        codebook: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -73,10 +78,10 @@ class FlowDecoder(L.LightningModule):
         self.flow_training, self.sampling, self.guard = training, sampling, GradientGuard(guard)
         self.mel = MelSpectrogram(clock.sample_rate_hz, self.network.num_mels, hop_samples=clock.hop_samples)
         self.speaker_vectors = None if speaker_vectors is None else _read_vectors(speaker_vectors, self.network)
-        self._vocoder = (
-            () if vocoder is None else (_fitting(vocoder, self.network).eval(),)
-        )  # hidden from the module tree
-        self.max_prompt_sec, self.seed = max_prompt_sec, seed
+        self._vocoder: tuple[Generator, ...] = ()  # hidden from the module tree
+        if vocoder is not None:
+            self.hear_through(vocoder)
+        self.max_prompt_sec, self.codebook, self.seed = max_prompt_sec, codebook, seed
         self._batches = 0  # that were trained on
         self.train()
 
@@ -200,6 +205,14 @@ class FlowDecoder(L.LightningModule):
             raise ValueError("a flow decoder makes mel; set `model.init_args.vocoder` to hear it")
         return self._vocoder[0].to(self.device)
 
+    def hear_through(self, vocoder: Generator) -> None:
+        """Take another vocoder.
+
+        Raises:
+            ValueError: its rates are others.
+        """
+        self._vocoder = (_fitting(vocoder, self.network).eval(),)
+
     @property
     def used(self) -> TokenToMel:
         """The network that decodes: the average where there is one."""
@@ -243,7 +256,11 @@ class FlowDecoder(L.LightningModule):
 
     def on_train_start(self) -> None:
         """A new run starts from the average of what it was initialised from; its own is the same."""
-        if self.average is not None and self.trainer.global_step == 0:
+        if self.trainer.global_step:
+            return
+        if self.codebook is not None:
+            start_from(self.used.input_embedding.weight, read_codebook(self.codebook))
+        if self.average is not None:
             self.network.load_state_dict(self.average.state_dict())
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -18,6 +18,7 @@ from speechlm.nn.gan_losses import feature_loss, judging_loss, persuading_loss, 
 from speechlm.nn.generator import Generator, Spoken, Stream
 from speechlm.nn.masks import length_mask
 from speechlm.nn.mel import MelSpectrogram
+from speechlm.nn.spectral_loss import SpectralLoss
 from speechlm.stages.optim import AdamWSettings
 from speechlm.tokens.clock import Clock
 
@@ -36,6 +37,7 @@ class VocoderLosses:
         mel: of the L1 distance in log-mel of the whole band.
         relative: of the truncated relativistic loss, for the judges too; 0 leaves it out.
         pitch: of the L1 distance in hertz, in networks that listen for pitch; 0 leaves it out.
+        spectra: of the distance in spectrograms of several resolutions, see `SpectralLoss`; 0, as in the paper, leaves it out.
     """
 
     persuading: float = 1.0
@@ -43,6 +45,7 @@ class VocoderLosses:
     mel: float = 45.0
     relative: float = 1.0
     pitch: float = 1.0
+    spectra: float = 0.0
 
 
 class Vocoder(L.LightningModule):
@@ -54,7 +57,8 @@ class Vocoder(L.LightningModule):
 
     Args:
         clock: rates of the decoder's side; its hop is the generator's.
-        generator: the network that speaks: `HiFT`, `read_hift` for released weights, or `HifiGan` for a ready one.
+        generator: the network that speaks: `HiFT`, `read_hift` for released weights, `HifiGan` for a ready one, or
+            `SourceFilter` for a CPU.
         discriminator: the judges; null for a vocoder that is only used.
         optimizer: of the generator.
         discriminator_optimizer: of the judges.
@@ -63,6 +67,7 @@ class Vocoder(L.LightningModule):
         clip: norm that the gradients of generator and judges are each clipped to; null leaves them (`trainer.gradient_clip_val`
             stays unset).
         true_pitch_steps: for so many steps the generator speaks with the true pitch, while it is still learning to hear it.
+        judges_after: for so many steps there are no judges, and the generator learns from mel, spectra and pitch alone.
         seed: of the excitation's noise in training.
     """
 
@@ -77,6 +82,7 @@ class Vocoder(L.LightningModule):
         accumulate: int = 1,
         clip: float | None = None,
         true_pitch_steps: int = 0,
+        judges_after: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -84,10 +90,11 @@ class Vocoder(L.LightningModule):
         self.clock, self.generator, self.discriminator = clock, generator, discriminator
         self.generator_optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer
         self.losses, self.accumulate, self.clip = losses, accumulate, clip
-        self.true_pitch_steps, self.seed = true_pitch_steps, seed
+        self.true_pitch_steps, self.judges_after, self.seed = true_pitch_steps, judges_after, seed
         rate, hop = clock.sample_rate_hz, clock.hop_samples
         self.mel = MelSpectrogram(rate, generator.num_mels, hop_samples=hop)
         self.full_mel = MelSpectrogram(rate, generator.num_mels, hop_samples=hop, max_hz=None)
+        self.spectra = SpectralLoss()
         self._window: list[ResynthesisBatch] = []
         self._skipped = self._skipped_ever = 0
         self._check_settings()
@@ -122,11 +129,11 @@ class Vocoder(L.LightningModule):
         if self.discriminator is None:
             raise ValueError("a vocoder is trained against judges; set `model.init_args.discriminator` in the config")
         pairs = []
-        for settings, module in (
-            (self.generator_optimizer, self.generator),
-            (self.discriminator_optimizer, self.discriminator),
+        for settings, module, idle in (
+            (self.generator_optimizer, self.generator, 0),
+            (self.discriminator_optimizer, self.discriminator, self.judges_after),
         ):
-            pairs.append(settings.build(module, settings.steps_of(self.trainer.max_steps)))
+            pairs.append(settings.build(module, max(0, settings.steps_of(self.trainer.max_steps) - idle)))
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
 
     def on_fit_start(self) -> None:
@@ -152,10 +159,11 @@ class Vocoder(L.LightningModule):
         generator, judges = cast(list[Any], self.optimizers(use_pl_optimizer=True))
         # Where it is one batch, its graph is kept for the generator's turn; of several, the memory would not be there.
         spoken = [self._spoken(window[0], 0)] if len(window) == 1 else []
-        if self._descend(judges.optimizer, self.discriminator, self._judge(window, spoken)):
+        alone = self.global_step < self.judges_after
+        if alone or self._descend(judges.optimizer, self.discriminator, self._judge(window, spoken)):
             # Only the generator's step goes through Lightning's optimizer, which counts it.
             self._descend(generator, self.generator, self._speak(window, spoken))
-        for schedule in cast(list[Any], self.lr_schedulers()):
+        for schedule in cast(list[Any], self.lr_schedulers())[: 1 if alone else 2]:
             schedule.step()
 
     def _judge(self, window: list[ResynthesisBatch], spoken: list[Spoken]) -> Iterator[Tensor]:
@@ -171,27 +179,35 @@ class Vocoder(L.LightningModule):
 
     def _speak(self, window: list[ResynthesisBatch], spoken: list[Spoken]) -> Iterator[Tensor]:
         """The generator's loss on each batch."""
-        assert self.discriminator is not None
         for i, batch in enumerate(window):
             made = spoken[i] if spoken else self._spoken(batch, i)
-            with torch.no_grad():
-                real = self.discriminator(batch.audio[:, : made.audio.shape[1]])
-            with _still(self.discriminator):
-                fake = self.discriminator(made.audio)
-            yield self._total(self._terms(batch, made, real, fake), "loss", len(batch)) / len(window)
+            terms = self._terms(batch, made)
+            if self.global_step >= self.judges_after:
+                terms = self._judged(batch, made) | terms
+            yield self._total(terms, "loss", len(batch)) / len(window)
 
-    def _terms(
-        self, batch: ResynthesisBatch, spoken: Spoken, real: list[Judgement], fake: list[Judgement]
-    ) -> dict[str, Tensor]:
-        """Every weighted term of the generator's loss by name."""
+    def _judged(self, batch: ResynthesisBatch, spoken: Spoken) -> dict[str, Tensor]:
+        """What the judges make of it, weighted, by name."""
+        assert self.discriminator is not None
         weights = self.losses
+        with torch.no_grad():
+            real = self.discriminator(batch.audio[:, : spoken.audio.shape[1]])
+        with _still(self.discriminator):
+            fake = self.discriminator(spoken.audio)
         terms = {
             "persuading": weights.persuading * persuading_loss(fake),
             "features": weights.features * feature_loss(real, fake),
-            "mel": weights.mel * F.l1_loss(self.full_mel(spoken.audio)[0], self.full_mel(batch.audio)[0]),
         }
         if weights.relative:
             terms["relative"] = weights.relative * relative_loss(fake, real)
+        return terms
+
+    def _terms(self, batch: ResynthesisBatch, spoken: Spoken) -> dict[str, Tensor]:
+        """Every other weighted term of the generator's loss by name."""
+        weights = self.losses
+        terms = {"mel": weights.mel * F.l1_loss(self.full_mel(spoken.audio)[0], self.full_mel(batch.audio)[0])}
+        if weights.spectra:
+            terms["spectra"] = weights.spectra * self.spectra(spoken.audio, batch.audio[:, : spoken.audio.shape[1]])
         if weights.pitch and spoken.f0 is not None:
             terms["pitch"] = weights.pitch * pitch_loss(spoken.f0, self._true_pitch(batch, spoken.f0.shape[1]))
         return terms
@@ -294,8 +310,10 @@ class Vocoder(L.LightningModule):
                 f"the clock has {ours[0]} Hz and {ours[1]} samples per mel frame, the generator speaks {theirs[0]} Hz with "
                 f"{theirs[1]}; edit `clock` or `model.init_args.generator` in the config"
             )
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        if self.accumulate < 1 or self.judges_after < 0:
+            raise ValueError(
+                f"accumulate is at least 1 and judges_after at least 0, got {self.accumulate} and {self.judges_after}"
+            )
 
     def _check_mel(self, mel: Tensor, mel_lens: Tensor | None) -> None:
         if mel.ndim != 3 or mel.shape[1] != self.generator.num_mels or mel.shape[2] == 0:
