@@ -12,11 +12,15 @@ python -m datamodules.prepare emilia --corpus data/Emilia-Dataset --out data/emi
 python -m datamodules.prepare table --table data/es/table.tsv --out data/es --language es
 """
 
+import gzip
+import itertools
 import sys
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
 
+from datamodules.data_card import LICENCES, DataCard
 from datamodules.recipes import (
     aishell,
     commonvoice,
@@ -52,6 +56,29 @@ def main(args: list[str] | None = None) -> None:
         auto_cli(RECIPES, args=args, as_positional=False, prog="python -m datamodules.prepare")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
+    write_card(list(sys.argv[1:] if args is None else args))
+
+
+def write_card(words: list[str]) -> None:
+    """Say beside the manifests what they are of; the licence is the publishers'."""
+    settings = dict(itertools.pairwise(word for words_ in words for word in words_.split("=", 1)))
+    name, out = words[0], Path(settings["--out"])
+    corpus = settings.get("--corpus") or settings.get("--table") or ""
+    parts = {path.name.removesuffix(".jsonl.gz"): count_lines(path) for path in sorted(out.glob("*.jsonl.gz"))}
+    counts = {f"recordings in {part}": count for part, count in parts.items()}
+    DataCard(
+        f"Manifests of {name}",
+        f"python -m datamodules.prepare {name}",
+        (corpus,),
+        LICENCES.get(name, ""),
+        counts=counts,
+    ).write(out)
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a compressed manifest, read once from front to back."""
+    with gzip.open(path, "rb") as file:
+        return sum(1 for _ in file)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Of a language model: `hf`, a Hugging Face folder with tokenizer, chat template and vocabulary; `glm4voice`, weights in the form of
 the released glm-4-voice-9b. Of a speech tokenizer: `whisper`, if it was trained without a quantiser (`quantizer: null` at 50 Hz)
-and so is a plain Whisper, to start other runs from; `glm4voice`, the form of the released tokenizer, for its code and ours; `codebook`, the vectors of its codes, for a decoder to start from.
+and so is a plain Whisper, to start other runs from; `glm4voice`, the form of the released tokenizer, for its code and ours;
+`codebook`, the vectors of its codes, for a flow decoder to start from.
 Of a flow decoder (its average, where it keeps one) and of a vocoder: `glm4voice`, the released `flow.pt` and `hift.pt`.
 The other way, `--released <folder>` makes a Hugging Face folder of the released glm-4-voice-9b, to train on from.
 """
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForCondi
 from speechlm.files import write_bytes_atomic
 from speechlm.hidden_secrets import hide_secrets
 from speechlm.load import load_stage
+from speechlm.model_card import write_model_card
 from speechlm.nn.flow_released import write_flow
 from speechlm.nn.glm4voice_export import save_tokenizer
 from speechlm.nn.glm4voice_lm import convert_released, save_released
@@ -182,6 +184,7 @@ def export_run(settings: argparse.Namespace) -> None:
     if name not in formats:
         raise ValueError(f"trained a {type(stage).__name__}, which can not be exported as {name or 'anything'}")
     formats[name](stage, settings.out, settings)
+    write_model_card(settings.run, stage, settings.out, name)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from callbacks.pack_progress import PackProgress
+from datamodules.data_card import DataCard
 from datamodules.documents import files_of
 from datamodules.interleaved import read_making
 from datamodules.packing import PackJob, PackSettings, PackSource, accounts
@@ -170,6 +171,15 @@ def report(job: PackJob) -> str:
         )
     counts = index["counts"]
     rows = sum(entry["rows"] for entry in index["files"])
+    DataCard(
+        f"Rows of {index['row_len']} ids, {job.source.kind}",
+        "python -m speechlm.pack",
+        tuple(job.source.paths),
+        languages=(job.source.language,) if job.source.language else (),
+        counts={"documents": counts["documents"], "ids": counts["ids_out"], "rows": rows},
+        skipped=counts["skipped"],
+        hashes={"vocabulary": job.vocab.hash},
+    ).write(job.folder)
     return (
         f"{job.name}: {accounts(counts)[0]}; {counts['ids_out']} ids in {rows} rows of {index['row_len']}, "
         f"{counts['padding'] / max(1, rows * index['row_len']):.3%} padding"

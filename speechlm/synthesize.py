@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from callbacks.synthesis_progress import SynthesisProgress
+from datamodules.data_card import DataCard
 from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSource, accounts, text_to_token_writer
 from datamodules.sealed import write_sealed
 from speechlm.engines.base import Sampling, Target
@@ -112,6 +113,15 @@ class SynthesizeCLI:
         counts = report["counts"]
         share = counts["spoken_text_ids"] / max(1, counts["spoken_text_ids"] + counts["text_ids"])
         documents, spans = accounts(counts, report["reasons"])
+        DataCard(
+            f"Interleaved documents, {share:.0%} of the text spoken",
+            "python -m speechlm.synthesize",
+            tuple(job.source.paths),
+            languages=(job.source.language,) if job.source.language else (),
+            counts={"documents": documents.out, "text_ids": counts["text_ids"], "speech_ids": counts["speech_ids"]},
+            skipped={**documents.skipped, **{f"span, {reason}": count for reason, count in spans.skipped.items()}},
+            hashes={"vocabulary": job.vocab.hash, "text_to_token_model": job.making.provenance["model"]},
+        ).write(job.folder)
         return (
             f"{name}: {documents}; {spans}; {counts['text_ids']} text ids, {counts['speech_ids']} speech ids, {share:.1%} of the "
             f"text spoken"

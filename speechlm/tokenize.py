@@ -11,7 +11,8 @@ import torch
 from jsonargparse import ArgumentParser
 
 from callbacks.work_progress import WorkProgress
-from datamodules.token_folder import DamagedShard, TokenFolder, start_folder
+from datamodules.data_card import DataCard
+from datamodules.token_folder import DamagedShard, TokenFolder, Totals, start_folder
 from datamodules.token_plan import count_manifests
 from datamodules.token_shards import write_totals
 from datamodules.tokenizing import BulkTokenizer, Making, header_of
@@ -130,7 +131,22 @@ def finish(folder: TokenFolder) -> None:
             f"{missing} of {folder.header.num_shards} shards are still to be made, by other processes or another start"
         )
         return
-    print(f"{folder.path} is complete: {write_totals(folder)}")
+    totals = write_totals(folder)
+    data_card(folder, totals).write(folder.path)
+    print(f"{folder.path} is complete: {totals}")
+
+
+def data_card(folder: TokenFolder, totals: Totals) -> DataCard:
+    """What the folder is, for people."""
+    header = folder.header
+    return DataCard(
+        f"Speech tokens, {float(header.clock.token_rate_hz):g} a second",
+        "python -m speechlm.tokenize",
+        tuple(manifest.path for manifest in header.manifests),
+        counts={"recordings": totals.cuts_out, "hours": totals.seconds / 3600, "tokens": totals.num_tokens},
+        skipped=totals.skipped,
+        hashes={"tokenizer": header.tokenizer_hash, "vocabulary": header.vocab.hash},
+    )
 
 
 def main(args: list[str] | None = None) -> None:
