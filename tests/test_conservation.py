@@ -31,15 +31,20 @@ def test_an_unexplained_remainder_fails_with_the_whole_account(out: int, skipped
         Account("cuts", 7, out, {"missing": skipped}).require("shard 3")
 
 
+def prepared(folder: Path, found: int) -> None:
+    """A part of one cut, of `found` recordings that were counted."""
+    with PartWriter(folder / "m.jsonl", 0) as part:
+        part.tally.found += found
+        part.add(cut_of(folder / "a.flac", num_samples=8000))
+
+
 def test_a_recording_that_preparing_forgets_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    cut = cut_of(tmp_path / "a.flac", num_samples=8000)
-    with pytest.raises(Unaccounted, match="2 recordings found"), PartWriter(tmp_path / "m.jsonl", 0) as part:
-        part.tally.found += 2
-        part.add(cut)
+    prepared(tmp_path, 1)
+    with pytest.raises(Unaccounted, match="2 recordings found"):
+        prepared(tmp_path, 2)
     monkeypatch.setattr(part_writer, "write_lines", lambda content, path: len(list(content)) - 1)
-    with pytest.raises(Unaccounted, match="1 cuts in = 0 out"), PartWriter(tmp_path / "m.jsonl", 0) as part:
-        part.tally.found += 1
-        part.add(cut)
+    with pytest.raises(Unaccounted, match="1 cuts in = 0 out"):
+        prepared(tmp_path, 1)
 
 
 def test_a_cut_that_tokenizing_forgets_is_an_error(tmp_path: Path):

@@ -219,11 +219,22 @@ class RowFile:
         for name, section in self.header["sections"].items():
             if xxh3_64_hexdigest(getattr(self, name).data) != section["xxh3"]:
                 raise self._damaged(f"the section {name} is not what was written")
+        for begin, end in self._gaps():
+            if any(self.map[begin:end]):
+                raise self._damaged(f"bytes {begin} to {end}, between two sections, are not what was written")
 
     @property
     def header_crc(self) -> int:
         """What tells this file from another."""
         return TAIL.unpack(self.map[-TAIL.size :])[1]
+
+    def _gaps(self) -> Iterator[tuple[int, int]]:
+        """Where there are zeros between what begins the file, the sections, and the header."""
+        end = len(BEGIN)
+        for begin, size in sorted((self._place(name), getattr(self, name).nbytes) for name in self.header["sections"]):
+            yield end, begin
+            end = begin + size
+        yield end, len(self.map) - TAIL.size - TAIL.unpack(self.map[-TAIL.size :])[0]
 
     def _read_header(self, size: int) -> dict[str, Any]:
         length, crc, done = TAIL.unpack(self.map[-TAIL.size :])

@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from speechlm import fit as fit_verb
 from speechlm.tokens.clock import Clock
-from tests.dummies import DummyData, DummyStage
+from tests.dummies import DummyData, DummyStage, Stream
 from tests.faults import injections
 
 
@@ -53,16 +54,25 @@ def train(
         torch.save(stage.state_dict(), f"{folder}/end.pt")
 
 
-def bare_fit(folder: str, steps: int = 6, **settings: Any) -> None:
+def bare_fit(
+    folder: str,
+    steps: int = 6,
+    faults: list[Any] | None = None,
+    resume: bool = False,
+    lr: float = 0.1,
+    lr_of_rank: dict[str, float] | None = None,
+    **settings: Any,
+) -> None:
     """The same stage and data under Lightning alone, with its defaults: what users start from."""
     L.seed_everything(0)
-    faults = [getattr(injections, name)(**arguments) for name, arguments in settings.pop("faults", [])]
-    keep = ModelCheckpoint(f"{folder}/checkpoints", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    keep = ModelCheckpoint(
+        f"{folder}/checkpoints", every_n_train_steps=2, save_top_k=-1, filename="{step}", save_last=True
+    )
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
         default_root_dir=folder,
-        callbacks=[keep, *faults],
+        callbacks=[keep, *(getattr(injections, name)(**arguments) for name, arguments in faults or [])],
         limit_val_batches=0,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -71,6 +81,6 @@ def bare_fit(folder: str, steps: int = 6, **settings: Any) -> None:
         logger=False,
         **settings,
     )
-    stage = DummyStage(Clock())
-    trainer.fit(stage, datamodule=DummyData(Clock()))
+    stage = DummyStage(Clock(), lr=(lr_of_rank or {}).get(os.environ.get("RANK", "0"), lr))
+    trainer.fit(stage, DataLoader(Stream(1000), batch_size=None), ckpt_path="last" if resume else None)
     trainer.save_checkpoint(f"{folder}/end.ckpt")

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from callbacks.jsonl import read_metrics
+from speechlm.runs import read_weights
 from tests.fit_runs import CONFIG
 
 Named = tuple[str, dict[str, Any]]
@@ -45,7 +46,7 @@ def losses(folder: Path) -> dict[int, float]:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """At the end of the run."""
     path = folder / "runs" / "dummy" / "checkpoints" / "last.ckpt"
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return read_weights(path)
 
 
 def fault(name: str, *steps: int, **settings: Any) -> Named:

@@ -1,0 +1,104 @@
+"""The fault suite: `python -m tests.faults` injects every family of faults, here and into the bare stack; writes docs/faults.md.
+
+`--fast` leaves out what is slow and writes nothing; `--only 19 29` runs some families; other words go to pytest, such as `-n 2`.
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.faults import bare_data, bare_training
+from tests.faults.bare_data import Outcome
+from tests.faults.families import Family, read_families
+from tests.faults.results import Injections, run
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "faults.md"
+BEGIN, END = "<!-- written by python -m tests.faults -->", "<!-- end -->"
+GOOD = ("caught", "recovered")
+
+
+def page(families: list[Family], ours: Injections, bare: list[Outcome], seconds: float) -> str:
+    """The tables."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    lines = [
+        f"Commit {commit.strip()}, {datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes on {platform.processor() or 'a CPU'}"
+        f" shared with other work.",
+        "",
+        *totals(families, ours, bare),
+        "",
+        "| family | promise | here: survived / injected | bare stack |",
+        "|---|---|---|---|",
+    ]
+    group = ""
+    for family in families:
+        if family.group != group:
+            group = family.group
+            lines.append(f"| **{group}** | | | |")
+        lines.append(row(family, ours, bare))
+    return "\n".join(lines)
+
+
+def totals(families: list[Family], ours: Injections, bare: list[Outcome]) -> list[str]:
+    """What it comes to."""
+    covered = [f for f in families if ours.tried[f.number].survived and not ours.tried[f.number].failed]
+    injected = sum(tried.survived + len(tried.failed) for tried in ours.tried.values())
+    failed = sum(len(tried.failed) for tried in ours.tried.values())
+    numbers = sorted({number for number, _, _ in bare})
+    broken = [n for n in numbers if any(number == n and what not in GOOD for number, _, what in bare)]
+    ways = Counter(what for _, _, what in bare)
+    flips = ", ".join(f"{count} of {count} in {store}" for store, count in sorted(ours.flips.items()))
+    return [
+        f"- Here: **{len(covered)} of {len(families)} families survived, {injected} injections, {failed} silent or otherwise not "
+        f"as promised**. Flipped bits found: {flips or 'none tried'}.",
+        f"- The bare stack (Lightning, Lhotse, torch's checkpoints, with their defaults): {len(numbers)} families tried with "
+        f"{len(bare)} injections; {len(numbers) - len(broken)} families held, {len(broken)} did not: "
+        + ", ".join(f"{count} {what}" for what, count in ways.most_common())
+        + ".",
+    ]
+
+
+def row(family: Family, ours: Injections, bare: list[Outcome]) -> str:
+    """One family."""
+    tried = ours.tried[family.number]
+    here = f"{tried.survived} / {tried.survived + len(tried.failed)}"
+    if family.cannot or not tried.survived + len(tried.failed):
+        here = f"not run: {family.cannot or (tried.skipped and 'all of its tests are skipped here') or 'no test'}"
+    ways = Counter(what for number, _, what in bare if number == family.number)
+    there = ", ".join(f"{count} {what}" for what, count in sorted(ways.items())) or "not tried"
+    return f"| {family.number}. {family.title} | {family.promise} | {here} | {there} |"
+
+
+def write(text: str) -> None:
+    """Put the tables between the marks of the page."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def main() -> None:
+    """Run, write, and fail where a fault was not survived."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="leave out what is marked slow, and the bare stack")
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of families")
+    settings, more = parser.parse_known_args()
+    families = [f for f in read_families() if settings.only is None or f.number in settings.only]
+    begun = time.monotonic()
+    ours = run(families, settings.fast, *more)
+    whole = not settings.fast and settings.only is None
+    bare = [*bare_data.outcomes(), *bare_training.outcomes()] if whole else []
+    text = page(families, ours, bare, time.monotonic() - begun)
+    print(text)
+    if whole:
+        write(text)
+    failed = [node for tried in ours.tried.values() for node in tried.failed]
+    if failed:
+        sys.exit(f"{len(failed)} injections were not survived as promised:\n" + "\n".join(failed))
+
+
+if __name__ == "__main__":
+    main()
