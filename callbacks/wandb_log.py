@@ -41,6 +41,8 @@ class WandbLog(WandbLogger):
         from wandb import Settings  # slow to import, and only who logs there pays for it
 
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it waits for that, too, where there is no network
+        # Staged files of tables belong to the run, not to a home with a quota.
+        os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb" / "data"))
         settings = Settings(
             init_timeout=init_timeout_sec,
             finish_timeout=finish_timeout_sec,
@@ -84,15 +86,24 @@ class WandbLog(WandbLogger):
         self._guarded(super().log_audio, key, audios, step, **kwargs)
 
     def log_rows(self, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        """Send a table. Paths in it become what they hold: a `.flac` is a sound to play, a `.png` a picture."""
+        """Send a table. Paths in it become what they hold: a `.flac` is a sound to play, a `.png` a picture.
+
+        The same sounds and pictures go under `<key>/sounds` and `<key>/pictures`: tables hold theirs in an artifact, which is
+        complete only where the run was made or once it was synced.
+        """
         self._guarded(self._log_rows, key, columns, rows, step)
 
     @rank_zero_only
     def _log_rows(self, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        from wandb import Table
+        from wandb import Audio, Image, Table
 
-        shown = [[_shown(value) for value in row] for row in rows]
-        self.experiment.log({key: Table(columns=list(columns), data=shown), "trainer/global_step": step})
+        table = Table(columns=list(columns), data=[[_shown(value) for value in row] for row in rows])
+        files = [(str(row[0]), value) for row in rows for value in row if isinstance(value, Path)]
+        media = {
+            f"{key}/sounds": [Audio(str(path), caption=name) for name, path in files if path.suffix != ".png"],
+            f"{key}/pictures": [Image(str(path), caption=name) for name, path in files if path.suffix == ".png"],
+        }
+        self.experiment.log({key: table, **{k: v for k, v in media.items() if v}, "trainer/global_step": step})
 
     def log_counts(self, key: str, counts: np.ndarray, step: int) -> None:
         """Send how often each of (V,) things occurs, as a histogram of at most 512 bars."""

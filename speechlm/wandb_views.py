@@ -61,7 +61,8 @@ def media(sets: list[str]) -> list[Any]:
     """What is heard and seen: the tables of validation sets, and the codebook."""
     from wandb_workspaces.reports.v2 import MediaBrowser
 
-    tables = [f"{kind}/{name}" for kind in ("tokens", "listen") for name in sets]
+    forms = ("", "/sounds", "/pictures")
+    tables = [f"{kind}/{name}{form}" for kind in ("tokens", "listen") for name in sets for form in forms]
     pictures = ["codebook/rank_frequency", "codebook/counts"]
     return [
         MediaBrowser(title="sounds and tokens", media_keys=tables),
