@@ -64,15 +64,15 @@ def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
         FileNotFoundError: the folder has no metrics.jsonl.
     """
     series: dict[str, dict[int, float]] = {}
-    for text in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for text in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+            step = line.pop("step")
+            numbers = {name: float(value) for name, value in line.items() if name != "time"}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # torn by a kill, or damaged
             continue
-        step = line.pop("step")
-        for name, value in line.items():
-            if name != "time":
-                series.setdefault(name, {})[step] = float(value)
+        for name, value in numbers.items():
+            series.setdefault(name, {})[step] = value
     return series
 
 

@@ -363,7 +363,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         damaged = index.pop("crc32") != _index_crc(index)
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         damaged = True
     if damaged:
         raise ValueError(f"{path} is damaged, its checksum does not fit; fetch it again, or delete it and pack again")

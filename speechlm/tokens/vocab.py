@@ -143,11 +143,14 @@ class Vocab:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file's values do not give the file's hash.
+            ValueError: the file is no vocabulary, or its values do not give its hash.
         """
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        written = fields.pop("hash")
-        vocab = cls(**{**fields, "controls": tuple(fields["controls"])})
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            written = fields.pop("hash")
+            vocab = cls(**{**fields, "controls": tuple(fields["controls"])})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is no vocabulary that can be read ({type(error).__name__}: {error})") from error
         vocab.require(written, str(path))
         return vocab
 
