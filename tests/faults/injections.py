@@ -57,6 +57,16 @@ class BadLoss(Fault):
             batch.audio.mul_(self.value)
 
 
+class PoisonedModel(Fault):
+    """A language model whose loss is NaN for a micro-batch."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        model: Any = pl_module.model
+        model.z_loss = float("nan") if self.strikes(trainer) else 0.0
+
+
 class FlippedBit(Fault):
     """One bit of one weight, changed behind a step."""
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,10 +10,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from callbacks.finite_guard import FiniteGuard
+from callbacks.recompute_check import RecomputeCheck
+from callbacks.rewind import Rewind
+from callbacks.spike_guard import SpikeGuard
+from callbacks.stragglers import StragglerReport
 from speechlm import fit as fit_verb
+from speechlm.fsdp2 import FSDP2
 from speechlm.tokens.clock import Clock
 from tests.dummies import DummyData, DummyStage, Stream
 from tests.faults import injections
+from tests.tiny_lm import Rows, random_rows, tiny_stage
 
 
 def fit(args: list[str], only_on: dict[str, list[str]] | None = None) -> None:
@@ -52,6 +60,38 @@ def train(
     trainer.fit(stage, datamodule=data)
     if not trainer.global_rank:
         torch.save(stage.state_dict(), f"{folder}/end.pt")
+
+
+def train_lm(folder: str, guarded: bool, poisoned: list[int]) -> None:
+    """A tiny language model under FSDP2, with and without guards; rank 1's loss is NaN in some micro-batches."""
+    guards = [
+        FiniteGuard(),
+        SpikeGuard(),
+        Rewind(after=2, every=1, margin=0),
+        RecomputeCheck(every=1),
+        StragglerReport(2),
+    ]
+    stage = tiny_stage(Path(folder) / os.environ["RANK"], ema_decay=0.5)
+    poison = injections.PoisonedModel(poisoned, rank=1)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=FSDP2(process_group_backend="gloo"),
+        max_steps=6,
+        callbacks=[poison, *(guards if guarded else [])],
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    trainer.fit(stage, datamodule=Rows([random_rows(2, seed=seed) for seed in range(12)]))
+    whole = {n: v.full_tensor() if hasattr(v, "full_tensor") else v for n, v in stage.state_dict().items()}
+    if not trainer.global_rank:
+        torch.save({"state": whole, "checked": guards[3].checked, "rewound": guards[2].rewound_at}, f"{folder}/end.pt")  # type: ignore[attr-defined]
 
 
 def bare_fit(

@@ -167,6 +167,25 @@ def test_ten_bad_ones_in_a_row_rewind_both_ranks_alike_and_a_resumed_run_knows_o
     assert 0 not in job.wait() and "3 rewinds (at steps [7, 10, 13]) did not help" in job.output()
 
 
+@pytest.mark.slow
+def test_under_fsdp2_guards_change_nothing_until_there_is_something(zygote: Zygote, tmp_path: Path):
+    ends = {}
+    for name, guarded, poisoned in (("bare", False, []), ("guarded", True, []), ("poisoned", True, [2, 3])):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = {"folder": str(folder), "guarded": guarded, "poisoned": poisoned}
+        job = zygote.start(folder, "train_lm", settings, 2)
+        assert job.wait(90) == [0, 0], job.output()
+        ends[name] = torch.load(folder / "end.pt", weights_only=True)
+        for rank in (0, 1):
+            assert re.findall(r"the update of step (\d+) was left out on all", job.output(rank)) == [
+                str(s) for s in poisoned
+            ]
+    bare, guarded, poisoned_end = ends["bare"]["state"], ends["guarded"]["state"], ends["poisoned"]
+    assert all(torch.equal(bare[name], guarded[name]) for name in bare) and ends["guarded"]["checked"] == 6
+    assert poisoned_end["rewound"] == [4] and all(t.isfinite().all() for t in poisoned_end["state"].values())
+
+
 # --- 33, 34: silent corruption
 
 
