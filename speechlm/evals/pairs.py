@@ -5,8 +5,8 @@
 - ending or whole: whether the ending is scored given the context, or context and ending together.
 
 A pair counts 1 where the right one is likelier, 0.5 where both are equal, 0 otherwise. A pair with nothing to score,
-or a score that is not finite, is named and not counted. "Equal" is within `tie_within` of the larger score: rounding
-must not decide for the same sequence twice. With 0 the rule is slamkit's.
+or a score that is not finite under any flag asked, is named and counted under none. "Equal" is within `tie_within`
+of the larger score: rounding must not decide for the same sequence twice. With 0 the rule is slamkit's.
 """
 
 import itertools
@@ -84,23 +84,22 @@ class Pairs(Task):
         return [records[n] if n in records else failed[n] for n in range(len(items))]
 
     def score(self, items: Sequence[Item], records: Sequence[Record], files: Path) -> Scored:
-        """Accuracies under all flags, and of each group under the first of each."""
+        """Accuracies under all flags over the same pairs, and of each group under the first of each."""
         good, problems = usable(items, records)
-        scored = Scored([], problems=problems)
-        for number, flags in enumerate(self._flags(any("context" in item for item, _ in good))):
-            rights: dict[str, float] = {}
-            for item, record in good:
-                try:
-                    rights[item["id"]] = self._right(record, *flags)
-                except Unusable as error:
-                    if item["id"] not in problems.setdefault(error.reason, []):
-                        problems[error.reason].append(item["id"])
-            if rights:
-                scored.metrics.append(percent(f"accuracy {_named(*flags)}", list(rights.values())))
-            if number == 0:
-                scored.metrics += _by_group(good, rights)
-                scored.examples = [_example(item, record, rights) for item, record in first_by(good)]
-        return scored
+        flags = self._flags(any("context" in item for item, _ in good))
+        rights: dict[str, list[float]] = {}  # by id, under each flag
+        for item, record in good:
+            try:
+                rights[item["id"]] = [self._right(record, *one) for one in flags]
+            except Unusable as error:
+                problems.setdefault(error.reason, []).append(item["id"])
+        if not rights:
+            return Scored([], problems=problems)
+        columns = zip(*rights.values(), strict=True)
+        metrics = [percent(f"accuracy {_named(*one)}", right) for one, right in zip(flags, columns, strict=True)]
+        first = {name: right[0] for name, right in rights.items()}
+        metrics[1:1] = _by_group(good, first)
+        return Scored(metrics, [_example(item, record, first) for item, record in first_by(good)], problems)
 
     def _kinds(self, field: str, item: Item) -> set[str]:
         """ "S" and "T" that the modes need of a field."""

@@ -216,8 +216,8 @@ def _bare(text: str) -> str:
 def _right_sides(item: Item) -> list[str]:
     if "positive" not in item:
         return []
-    context = item["context"]["text"] if item.get("context") else ""
-    return [_bare(f"{context} {item['positive']['text']}")]
+    context = item["context"].get("text", "") if item.get("context") else ""
+    return [_bare(f"{context} {item['positive'].get('text', '')}")]
 
 
 def _known(item: Item) -> list[tuple[str, str]]:
