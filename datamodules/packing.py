@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
-
-from datamodules.documents import Raw, Unusable, files_of, read_documents
+from datamodules.chat_rows import ChatForm, ChatScribe
+from datamodules.dialogues import dialogue_files
+from datamodules.document_rows import DocumentScribe, Scribe
+from datamodules.documents import Unusable, files_of
 from datamodules.interleaved import read_making
 from datamodules.sealed import read_sealed, seal_of, write_sealed
 from datamodules.token_folder import TokenFolder
@@ -18,11 +19,12 @@ from speechlm.conservation import Account
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.filling import RowFiller
 from speechlm.tokens.rows import SUFFIX, RowFile, index_of, row_writer, write_index
-from speechlm.tokens.templates import NEEDS, TEMPLATES, Kind, Template, Writer, Written
+from speechlm.tokens.templates import TEMPLATES, Template, Written
 from speechlm.tokens.vocab import Vocab
 
 log = logging.getLogger(__name__)
 
+SourceKind = Literal["text", "speech", "asr", "tts", "interleaved", "chat"]
 SCHEMA = 1
 PLAN = "pack.json"
 ENCODED_AT_ONCE = 256  # documents
@@ -36,24 +38,35 @@ class PackSource:
     Args:
         paths: files, or folders that are searched through: for text .jsonl, .jsonl.gz, .jsonl.zst and .parquet; for speech, asr
             and tts what `speechlm.tokenize` wrote, or manifests of cuts with `speech_tokens`; for interleaved what
-            `datamodules.interleaved` wrote, or .jsonl.
-        kind: text, speech, asr, tts or interleaved.
+            `datamodules.interleaved` wrote, or .jsonl; for chat .jsonl of `datamodules.dialogues`.
+        kind: text, speech, asr, tts, interleaved or chat.
         template: how a document is written; None is the kind's own.
         boundaries: put control tokens around the speech of interleaved documents.
         language: code such as "en".
         text_field: name of the text in .jsonl and .parquet.
         id_field: name of the document's id there.
         token_rate_hz: speech tokens per second, where the files themselves do not say.
+        chat: how dialogues are written.
     """
 
     paths: list[str]
-    kind: Kind
+    kind: SourceKind
     template: Template | None = None
     boundaries: bool = True
     language: str = ""
     text_field: str = "text"
     id_field: str = "id"
     token_rate_hz: float | None = None
+    chat: ChatForm = ChatForm()  # noqa: RUF009 - frozen
+
+    def files(self) -> list[Path]:
+        """All of its files, in order.
+
+        Raises:
+            FileNotFoundError: a path is not there.
+            ValueError: a folder has no file of the kind.
+        """
+        return dialogue_files(self.paths) if self.kind == "chat" else files_of(self.paths, self.kind)
 
 
 @dataclass(frozen=True)
@@ -125,18 +138,10 @@ class PackJob:
     seal: str = field(init=False)
 
     def __post_init__(self) -> None:
-        files = files_of(self.source.paths, self.source.kind)
+        files = self.source.files()
         self.token_rate_hz = token_rate(self.source, files, self.vocab)
         self.units = list(group(files, self.settings.unit_mb * 1e6))
-        self.writer = Writer(
-            self.source.kind,
-            self.source.template,
-            self.vocab,
-            lambda text: self.tokenizer.encode([text])[0].tolist(),
-            self.tokenizer.specials,
-            self.tokenizer.end,
-            self.source.boundaries,
-        )
+        self.scribe = self._scribe()
         self._begin(self._plan(files))
 
     def path(self, unit: int) -> Path:
@@ -195,7 +200,12 @@ class PackJob:
         return index
 
     def _plan(self, files: list[Path]) -> dict[str, Any]:
-        source = asdict(self.source) | {"template": asdict(self.source.template or TEMPLATES[self.source.kind])}
+        source = asdict(self.source)
+        if self.source.kind == "chat":
+            del source["template"], source["boundaries"]
+        else:
+            source["template"] = asdict(self.source.template or TEMPLATES[self.source.kind])
+            del source["chat"]
         settings = {name: value for name, value in asdict(self.settings).items() if "skip" not in name}
         return {
             "schema": SCHEMA,
@@ -220,41 +230,22 @@ class PackJob:
             write_sealed(path, plan)
         self.seal = seal_of(plan)
 
+    def _scribe(self) -> Scribe:
+        source, row_len = self.source, self.settings.row_len
+        if source.kind == "chat":
+            return ChatScribe(source.chat, self.vocab, self.tokenizer, row_len)
+        fields = (source.text_field, source.id_field)
+        return DocumentScribe(
+            source.kind, source.template, source.boundaries, fields, self.vocab, self.tokenizer, row_len
+        )
+
     def _written(self, file: Path, skips: "Skipped") -> Iterator[Written]:
-        raws = read_documents(file, self.source.kind, self.source.text_field, self.source.id_field)
-        for batch in _batched(skips.counting(raws), ENCODED_AT_ONCE):
-            encoded = encode_all(self.tokenizer, batch)
-            for raw, texts in zip(batch, encoded, strict=True):
+        for batch in _batched(skips.counting(self.scribe.read(file)), ENCODED_AT_ONCE):
+            for document, texts in zip(batch, self.scribe.encoded(batch), strict=True):
                 try:
-                    yield self._write(raw, texts)
+                    yield self.scribe.write(document, texts)
                 except Unusable as error:
-                    skips.add(raw.id, error.reason, str(error))
-
-    def _write(self, raw: Raw, texts: list[np.ndarray] | None) -> Written:
-        """A document's sequence.
-
-        Raises:
-            Unusable: it has none.
-        """
-        needs = NEEDS[self.source.kind]
-        if raw.problem:
-            raise Unusable(raw.problem, raw.detail)
-        if texts is None:
-            raise Unusable("special token", "its text gives a special token of the text tokenizer")
-        if "{text}" in needs and not (raw.text.strip() and len(texts[0])):
-            raise Unusable("no text")
-        if "{speech}" in needs and not len(raw.speech):
-            raise Unusable("no tokens")
-        parts = [(kind, texts.pop(0) if isinstance(value, str) else value) for kind, value in raw.parts]
-        if "{parts}" in needs and not any(len(ids) for _, ids in parts):
-            raise Unusable("no parts")
-        try:
-            written = self.writer.write(texts[0] if texts else None, raw.speech, parts)
-        except ValueError as error:
-            raise Unusable("id out of range", str(error)) from None
-        if self.source.kind in ("asr", "tts") and len(written.ids) > self.settings.row_len:
-            raise Unusable("pair longer than a row", f"{len(written.ids)} ids")
-        return written
+                    skips.add(document.id, error.reason, str(error))
 
 
 def accounts(counts: Mapping[str, Any]) -> list[Account]:
@@ -280,11 +271,11 @@ class Skipped:
         self.reasons: Counter[str] = Counter()
         self.examples: list[list[str]] = []
 
-    def counting(self, raws: Iterable[Raw]) -> Iterator[Raw]:
+    def counting(self, documents: Iterable[Any]) -> Iterator[Any]:
         """The same documents, counted."""
-        for raw in raws:
+        for document in documents:
             self.seen += 1
-            yield raw
+            yield document
 
     def add(self, document: str, reason: str, detail: str) -> None:
         """Count a document.
@@ -303,23 +294,6 @@ class Skipped:
                 f"{self.settings.max_skip_rate:.2%} allowed; the last was {document[:200]} ({reason}: {detail[:200]}). Mend the "
                 f"corpus or raise `packing.max_skip_rate`"
             )
-
-
-def encode_all(tokenizer: TextTokenizer, raws: list[Raw]) -> list[list[np.ndarray] | None]:
-    """Ids of each document's text, or of its text parts in order; None where a text gives a special token."""
-    texts = [[value for _, value in raw.parts if isinstance(value, str)] or [raw.text] for raw in raws]
-    try:
-        encoded = iter(tokenizer.encode(list(itertools.chain.from_iterable(texts))))
-        return [[next(encoded) for _ in one] for one in texts]
-    except ValueError:
-        return [_encoded_alone(tokenizer, one) for one in texts]
-
-
-def _encoded_alone(tokenizer: TextTokenizer, texts: list[str]) -> list[np.ndarray] | None:
-    try:
-        return tokenizer.encode(texts)
-    except ValueError:
-        return None
 
 
 def group(files: Sequence[Path], num_bytes: float) -> Iterator[list[Path]]:
@@ -367,7 +341,7 @@ def _require(file: Path, vocab: Vocab, text_tokenizer: str, speech_tokenizer: st
             )
 
 
-def _batched(items: Iterable[Raw], size: int) -> Iterator[list[Raw]]:
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser
 
 from callbacks.pack_progress import PackProgress
 from datamodules.data_card import DataCard
-from datamodules.documents import files_of
 from datamodules.interleaved import read_making
 from datamodules.packing import PackJob, PackSettings, PackSource, accounts
 from datamodules.token_folder import TokenFolder
@@ -90,7 +89,7 @@ class PackCLI:
             tokenizer = TextTokenizer(built.text_tokenizer)
         with self._refusing("sources"):
             for source in built.sources.values():
-                files_of(source.paths, source.kind)
+                source.files()
         with self._refusing("vocab"):
             vocab = choose_vocab(built, tokenizer)
             save_vocab(vocab, out / "vocab.json")
@@ -143,7 +142,7 @@ def speech_half(sources: Iterable[PackSource]) -> tuple[int, str]:
         for folder in map(TokenFolder.find, source.paths):
             if folder is not None:
                 return folder.header.num_codes, folder.header.tokenizer_hash
-        for file in files_of(source.paths, source.kind):
+        for file in source.files():
             if file.name.endswith(".safetensors"):
                 return 0, read_making(file).speech_tokenizer
     return 0, ""

@@ -164,8 +164,7 @@ class DeepFSQ(Quantizer):
         return (torch.rand(real.shape, generator=generator) < own).to(real.device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        """The pool's size depends on when the checkpoint was written."""
-        saved = state_dict.get(prefix + "pool")
-        if saved is not None:
-            self.pool = self.pool.new_zeros(saved.shape)
+        """The pool's size depends on when the checkpoint was written; a run that was begun before there was a pool has none."""
+        saved = state_dict.setdefault(prefix + "pool", self.pool[:0])
+        self.pool = self.pool.new_zeros(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,118 @@
+"""Documents of text, speech, pairs and interleaved parts as sequences of ids, by a template."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from datamodules.documents import Raw, Unusable, read_documents
+from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.templates import NEEDS, Kind, Template, Writer, Written
+from speechlm.tokens.vocab import Vocab
+
+Texts = list[np.ndarray] | None
+
+
+class Scribe(Protocol):
+    """Reads documents of one kind, and writes them as ids."""
+
+    def read(self, path: Path) -> Iterator[Any]:
+        """Documents of a file, in order; each has an `id`."""
+        ...
+
+    def encoded(self, documents: list[Any]) -> list[Texts]:
+        """Ids of each document's texts in order; None where a text gives a special token."""
+        ...
+
+    def write(self, document: Any, texts: Texts) -> Written:
+        """A document's sequence.
+
+        Raises:
+            Unusable: it has none.
+        """
+        ...
+
+
+class DocumentScribe:
+    """Writes all kinds but dialogues.
+
+    Args:
+        kind: of the documents.
+        template: None is the kind's own.
+        boundaries: put control tokens around the speech of interleaved documents.
+        fields: names of text and id in .jsonl and .parquet.
+        vocab: of the ids.
+        tokenizer: of text.
+        row_len: longer pairs are not used.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        template: Template | None,
+        boundaries: bool,
+        fields: tuple[str, str],
+        vocab: Vocab,
+        tokenizer: TextTokenizer,
+        row_len: int,
+    ) -> None:
+        self.kind, self.fields, self.tokenizer, self.row_len = kind, fields, tokenizer, row_len
+        self.writer = Writer(
+            kind,
+            template,
+            vocab,
+            lambda text: tokenizer.encode([text])[0].tolist(),
+            tokenizer.specials,
+            tokenizer.end,
+            boundaries,
+        )
+
+    def read(self, path: Path) -> Iterator[Raw]:
+        """See `Scribe.read`."""
+        return read_documents(path, self.kind, *self.fields)
+
+    def encoded(self, documents: list[Raw]) -> list[Texts]:
+        """See `Scribe.encoded`."""
+        texts = [[value for _, value in raw.parts if isinstance(value, str)] or [raw.text] for raw in documents]
+        return encode_all(self.tokenizer, texts)
+
+    def write(self, document: Raw, texts: Texts) -> Written:
+        """See `Scribe.write`."""
+        needs = NEEDS[self.kind]
+        if document.problem:
+            raise Unusable(document.problem, document.detail)
+        if texts is None:
+            raise Unusable("special token", "its text gives a special token of the text tokenizer")
+        if "{text}" in needs and not (document.text.strip() and len(texts[0])):
+            raise Unusable("no text")
+        if "{speech}" in needs and not len(document.speech):
+            raise Unusable("no tokens")
+        left = iter(texts)
+        parts = [(kind, next(left) if isinstance(value, str) else value) for kind, value in document.parts]
+        if "{parts}" in needs and not any(len(ids) for _, ids in parts):
+            raise Unusable("no parts")
+        try:
+            written = self.writer.write(texts[0] if texts else None, document.speech, parts)
+        except ValueError as error:
+            raise Unusable("id out of range", str(error)) from None
+        if self.kind in ("asr", "tts") and len(written.ids) > self.row_len:
+            raise Unusable("pair longer than a row", f"{len(written.ids)} ids")
+        return written
+
+
+def encode_all(tokenizer: TextTokenizer, texts: Sequence[Sequence[str]]) -> list[Texts]:
+    """Ids of each document's texts; None where a text gives a special token."""
+    try:
+        encoded = iter(tokenizer.encode(list(itertools.chain.from_iterable(texts))))
+        return [[next(encoded) for _ in one] for one in texts]
+    except ValueError:
+        return [_encoded_alone(tokenizer, one) for one in texts]
+
+
+def _encoded_alone(tokenizer: TextTokenizer, texts: Sequence[str]) -> Texts:
+    try:
+        return tokenizer.encode(texts)
+    except ValueError:
+        return None
