@@ -13,11 +13,14 @@ from jsonargparse.typing import restricted_string_type
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
+from callbacks.checkpoint import CheckpointIO, Checkpoints
 from callbacks.jsonl import JsonlLogger
+from callbacks.preemption import Preemption
 from callbacks.progress import PlainProgress, TerminalProgress
 from callbacks.run_record import RunRecord
 from speechlm import runs
+from speechlm.checkpoint.form import Damaged, is_checkpoint
+from speechlm.checkpoint.read import verify
 from speechlm.hidden_secrets import hide_secrets
 from speechlm.provenance import redact
 from speechlm.tokens.clock import Clock
@@ -97,9 +100,11 @@ class FitCLI(LightningCLI):
         """A trainer that logs, saves and shows its progress in the run's own folder."""
         trainer = self.config_init.trainer
         trainer.default_root_dir = trainer.default_root_dir or str(self.folder)
-        trainer.plugins = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
+        trainer.plugins = [*_as_list(trainer.plugins), CheckpointIO(self.folder / "checkpoints")]
         trainer.logger = [JsonlLogger(str(self.folder)), *_as_list(trainer.logger)]
         trainer.callbacks = _as_list(trainer.callbacks)
+        if not any(isinstance(callback, Preemption) for callback in trainer.callbacks):
+            trainer.callbacks.append(Preemption())
         if trainer.enable_progress_bar is not False:
             trainer.callbacks.append(TerminalProgress() if sys.stdout.isatty() else PlainProgress())
         if not trainer.fast_dev_run:
@@ -121,7 +126,7 @@ class FitCLI(LightningCLI):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except FileNotFoundError as error:
             self.refuse_naming_argument(error)
-        except OtherVocab as error:
+        except (OtherVocab, Damaged) as error:
             self.refuse(str(error))
 
     def finished(self) -> str:
@@ -134,6 +139,16 @@ class FitCLI(LightningCLI):
         if max_epochs is not None and 0 <= max_epochs <= self.resume.epochs:
             return f"epoch {self.resume.epochs} of trainer.max_epochs {max_epochs}"
         return ""
+
+    def verified(self) -> bool:
+        """Whether the checkpoint of a finished run is as it was written; every process looks, so that all say the same."""
+        assert self.resume is not None
+        try:
+            if is_checkpoint(self.resume.path):
+                verify(self.resume.path)
+        except Damaged:
+            return False  # training goes on from the one before, and says so
+        return True
 
     def refuse(self, message: str) -> NoReturn:
         """End with exit code 2 and a message."""
@@ -221,7 +236,7 @@ def main(args: ArgsType = None) -> None:
     hide_secrets()
     cli = build(args)
     finished = cli.finished()
-    if finished:
+    if finished and cli.verified():
         rank_zero_info(f"{cli.folder} is finished ({finished}); raise that to train on, or choose another --name")
         return
     cli.fit()

@@ -1,9 +1,21 @@
 """Lightning's FSDP2 strategy over all ranks, however many nodes there are, and over groups of them (HSDP)."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
+
+from speechlm.checkpoint import resume, state
+from speechlm.checkpoint.form import is_checkpoint
 
 REPLICAS, SHARDS = "replicas", "shards"  # axes of a mesh of groups
 
@@ -47,6 +59,44 @@ class FSDP2(ModelParallelStrategy):
             self._device_mesh = _mesh_of_groups(self.root_device.type, ranks // shards, shards)
             assert self.lightning_module is not None
             self.lightning_module._device_mesh = self._device_mesh
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This rank's shards, where they are; Lightning's copies them to memory of the host that was never touched."""
+        if not self._save_distributed_checkpoint:
+            return super().lightning_module_state_dict()
+        assert self.model is not None
+        return get_model_state_dict(self.model, options=StateDictOptions())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The same of an optimizer, by the names of the parameters."""
+        if not self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        assert self.model is not None
+        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return get_optimizer_state_dict(self.model, plain, options=StateDictOptions())
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Any rank count's checkpoint, the newest that is whole; files and folders of Lightning's own as it reads them."""
+        path = Path(self.broadcast(checkpoint_path))
+        if not is_checkpoint(path):
+            return super().load_checkpoint(path, weights_only)
+        return resume.newest_whole(path, getattr(self.checkpoint_io, "own", None), self._load_shards)
+
+    def _load_shards(self, path: Path) -> dict[str, Any]:
+        assert self.model is not None
+        module: dict[str, Any] = get_model_state_dict(self.model)
+        wanted: dict[str, Any] = {f"{state.WEIGHTS}.{name}": tensor for name, tensor in module.items()}
+        moments = []
+        for number, optimizer in enumerate(self.optimizers):
+            now: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer)
+            tensors, _ = state.named(now, [group["params"] for group in now["param_groups"]])
+            wanted |= {f"{state.OPTIMIZERS}.{number}.{name}": tensor for name, tensor in tensors.items()}
+            moments.append(tensors)
+        rest = resume.load_into(path, wanted)
+        self.model.load_state_dict(module, strict=False)  # filled in place; whatever else hangs on loading comes along
+        for optimizer, tensors, own in zip(self.optimizers, moments, rest.pop(state.OPTIMIZERS), strict=True):
+            set_optimizer_state_dict(self.model, optimizer, state.by_name(tensors, own))
+        return rest
 
 
 def data_mesh(mesh: DeviceMesh) -> DeviceMesh:

@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechlm import shards
+from speechlm.checkpoint.form import checkpoints_in, is_checkpoint
+from speechlm.checkpoint.read import read_rest, read_tensors
+from speechlm.checkpoint.state import WEIGHTS
 from speechlm.nn.safe_pt import read_pt
 from speechlm.safe_yaml import read_yaml
 
@@ -35,12 +38,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint file, or of a sharded folder what is not in its shards; tensors stay on the disk until used.
+    """What a checkpoint has beside its shards: of a folder what the first rank remembers, of a file of versions before all.
 
     Raises:
         ValueError: there is no whole checkpoint at `path`, or it holds objects that only unsafe loading would read.
     """
     path = Path(path)
+    if _is_own_form(path):
+        return read_rest(path)
     if shards.is_sharded(path):
         shards.read_metadata(path)  # so that torch may read it again
     file = path / "meta.pt" if path.is_dir() else path
@@ -73,9 +78,7 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
 def newest_checkpoint(run: Path) -> Checkpoint | None:
     """The checkpoint of a run folder that came furthest, or None; one that can not be read is passed over with a warning."""
     found = []
-    for path in [*run.glob("checkpoints/*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]:
-        if path.is_symlink():
-            continue
+    for path in [*checkpoints_in(run / "checkpoints"), *run.glob("hpc_ckpt_*.ckpt")]:
         try:
             found.append(inspect_checkpoint(path))
         except ValueError as error:
@@ -119,7 +122,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         ValueError: the weights do not fit; the message lists what is missing, left over or of another shape.
     """
-    weights = _read_weights(Path(path))
+    weights = read_weights(Path(path))
     own = model.state_dict()
     problems = [f"missing: {name} {tuple(own[name].shape)}" for name in own if name not in weights]
     problems += [f"not in the model: {name} {tuple(weights[name].shape)}" for name in weights if name not in own]
@@ -133,7 +136,14 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(weights)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, a .safetensors file, or a folder of them, by name.
+
+    Raises:
+        ValueError: there are none, or they are damaged.
+    """
+    if _is_own_form(path):
+        return read_tensors(path, f"{WEIGHTS}.")
     if shards.is_sharded(path):
         return shards.read_shards(path)
     if path.is_dir():
@@ -145,6 +155,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     content = read_checkpoint(path)
     return content.get("state_dict", content)
+
+
+def _is_own_form(path: Path) -> bool:
+    """A folder of a step in which nothing says that it is of another form was never finished, and is read as damaged."""
+    return is_checkpoint(path) or (path.is_dir() and path.suffix == ".ckpt" and not shards.is_sharded(path))
 
 
 def _guarded(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

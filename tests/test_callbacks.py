@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
+from callbacks.checkpoint import CheckpointIO
 from callbacks.codebook import CodebookPicture
 from callbacks.jsonl import JsonlLogger, read_metrics
 from callbacks.progress import PlainProgress
@@ -71,36 +71,16 @@ def test_a_save_that_fails_anywhere_leaves_the_old_checkpoint_and_no_litter(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = tmp_path / "step-00000001.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    CheckpointIO().save_checkpoint({"step": 1}, path)
 
     def fails(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(broken, fails)
     with pytest.raises(OSError, match="disk full"):
-        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+        CheckpointIO().save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert os.listdir(tmp_path) == [path.name]
-
-
-@pytest.mark.parametrize("form", ["file", "folder of shards"])
-def test_the_end_of_training_takes_the_place_of_its_last_step(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def save(trainer: L.Trainer, path: Path, weights_only: bool) -> None:
-        path.parent.mkdir(exist_ok=True)
-        epochs = str(trainer.fit_loop.epoch_progress.current.processed)
-        if form == "file":
-            path.write_text(epochs)
-        else:
-            path.mkdir()
-            (path / "__0_0.distcp").write_text(epochs)
-
-    monkeypatch.setattr(L.Trainer, "save_checkpoint", save)
-    train(tmp_path, Checkpoints(str(tmp_path / "c"), every_n_steps=2), enable_checkpointing=True)
-    assert sorted(os.listdir(tmp_path / "c")) == ["last.ckpt", "step-00000002.ckpt", "step-00000004.ckpt"]
-    last = tmp_path / "c/last.ckpt"
-    assert (last if form == "file" else last / "__0_0.distcp").read_text() == "1"
 
 
 # -- throughput ------------------------------------------------------------------------------------------------------------

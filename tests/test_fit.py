@@ -25,7 +25,7 @@ def _quiet() -> None:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["state_dict"]
+    return runs.read_weights(path)
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -132,7 +132,7 @@ def test_no_file_of_a_run_holds_a_secret(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_checkpoint_loads_without_trusting_it_and_bears_the_vocabulary(tmp_path: Path):
     folder = run(write_config(tmp_path))
-    content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    content = runs.read_checkpoint(folder / "checkpoints/last.ckpt")
     assert content["vocab_hash"] == Vocab.load(folder / "vocab.json").hash
 
 
@@ -189,8 +189,8 @@ def test_a_finished_run_says_so_and_touches_nothing(
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path):
     config = write_config(tmp_path)
     folder = run(config)
-    newest = folder / "checkpoints/step-00000004.ckpt"
-    newest.write_bytes(newest.read_bytes()[:1000])
+    shard = folder / "checkpoints/step-00000004.ckpt/shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="step-00000004"):
         found = runs.newest_checkpoint(folder)
     assert found is not None and found.step == 2
