@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from speechlm.export_account import account_of
 from speechlm.files import write_bytes_atomic
 from speechlm.hidden_secrets import hide_secrets
 from speechlm.load import load_stage
@@ -183,7 +184,10 @@ def export_run(settings: argparse.Namespace) -> None:
     name = settings.format or next(iter(formats), "")
     if name not in formats:
         raise ValueError(f"trained a {type(stage).__name__}, which can not be exported as {name or 'anything'}")
+    averaged = settings.ema if isinstance(stage, SpeechLM) else getattr(stage, "average", None) is not None
+    account = account_of(stage, averaged).require(settings.run)
     formats[name](stage, settings.out, settings)
+    print(account)
     write_model_card(settings.run, stage, settings.out, name)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from datamodules.label_folder import Counts
 from datamodules.packing import accounts as pack_accounts
@@ -13,8 +14,10 @@ from datamodules.sealed import read_sealed, write_sealed
 from datamodules.token_folder import TokenFolder
 from datamodules.token_shards import write_totals
 from speechlm.conservation import Account, Unaccounted
+from speechlm.export_account import account_of
 from speechlm.tokens import filling
 from tests.audio_corpus import cut_of
+from tests.tiny_lm import tiny_stage
 from tests.token_corpus import corpus, tokenized
 
 
@@ -74,3 +77,14 @@ def test_ids_that_packing_forgets_are_an_error(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(Unaccounted, match="10 ids in = 9 out"):
         ids.require("x")
     assert "ids_in" in json.dumps(vars(filling.Filled()))
+
+
+def test_every_tensor_of_every_stage_has_a_place_in_an_export(tmp_path: Path):
+    lm = tiny_stage(tmp_path, ema_decay=0.5)
+    plain, averaged = account_of(lm), account_of(lm, averaged=True)
+    assert plain.remainder == averaged.remainder == 0
+    assert plain.skipped == {"average of the weights": sum(n.startswith("ema.") for n in lm.state_dict())}
+    assert averaged.skipped == {"weights, of which the average is written": plain.skipped["average of the weights"]}
+    lm.register_buffer("surprise", torch.zeros(1))
+    with pytest.raises(Unaccounted, match="leaves 1 unexplained"):
+        account_of(lm).require("runs/x")

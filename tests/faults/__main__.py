@@ -46,16 +46,15 @@ def page(families: list[Family], ours: Injections, bare: list[Outcome], seconds:
 
 def totals(families: list[Family], ours: Injections, bare: list[Outcome]) -> list[str]:
     """What it comes to."""
-    covered = [f for f in families if ours.tried[f.number].survived and not ours.tried[f.number].failed]
-    injected = sum(tried.survived + len(tried.failed) for tried in ours.tried.values())
-    failed = sum(len(tried.failed) for tried in ours.tried.values())
+    covered = [tried for tried in ours.tried.values() if tried.survived and not tried.failed]
+    injected, failed = ours.injected
     numbers = sorted({number for number, _, _ in bare})
     broken = [n for n in numbers if any(number == n and what not in GOOD for number, _, what in bare)]
     ways = Counter(what for _, _, what in bare)
     flips = ", ".join(f"{count} of {count} in {store}" for store, count in sorted(ours.flips.items()))
     return [
-        f"- Here: **{len(covered)} of {len(families)} families survived, {injected} injections, {failed} silent or otherwise not "
-        f"as promised**. Flipped bits found: {flips or 'none tried'}.",
+        f"- Here: **{len(covered)} of {len(families)} families survived, {injected} injections, {len(failed)} silent or "
+        f"otherwise not as promised**. Flipped bits found: {flips or 'none tried'}.",
         f"- The bare stack (Lightning, Lhotse, torch's checkpoints, with their defaults): {len(numbers)} families tried with "
         f"{len(bare)} injections; {len(numbers) - len(broken)} families held, {len(broken)} did not: "
         + ", ".join(f"{count} {what}" for what, count in ways.most_common())
@@ -85,17 +84,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="leave out what is marked slow, and the bare stack")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of families")
+    parser.add_argument(
+        "--keep", type=Path, help="file of what was found; a suite that was interrupted goes on with it"
+    )
     settings, more = parser.parse_known_args()
     families = [f for f in read_families() if settings.only is None or f.number in settings.only]
     begun = time.monotonic()
-    ours = run(families, settings.fast, *more)
+    ours = run(families, settings.fast, settings.keep, *more)
     whole = not settings.fast and settings.only is None
     bare = [*bare_data.outcomes(), *bare_training.outcomes()] if whole else []
     text = page(families, ours, bare, time.monotonic() - begun)
     print(text)
     if whole:
         write(text)
-    failed = [node for tried in ours.tried.values() for node in tried.failed]
+    failed = ours.injected[1]
     if failed:
         sys.exit(f"{len(failed)} injections were not survived as promised:\n" + "\n".join(failed))
 

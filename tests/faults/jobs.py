@@ -20,6 +20,7 @@ from speechlm.fsdp2 import FSDP2
 from speechlm.tokens.clock import Clock
 from tests.dummies import DummyData, DummyStage, Stream
 from tests.faults import injections
+from tests.kill_job import train_killed  # noqa: F401 - found by name
 from tests.tiny_lm import Rows, random_rows, tiny_stage
 
 

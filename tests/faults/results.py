@@ -1,8 +1,9 @@
 """What pytest found out about each injection: a plugin that keeps the tests of the families, and the outcome of each."""
 
-import time
+import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,23 @@ class Tried:
     survived: int = 0
     failed: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+
+    def add(self, one: "Ended") -> None:
+        """Count a test."""
+        if one.outcome == "passed":
+            self.survived += int(one.properties.get("injections", 1))
+        else:
+            (self.failed if one.outcome == "failed" else self.skipped).append(one.node)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one test ended."""
+
+    node: str
+    outcome: str  # passed, failed or skipped
+    seconds: float
+    properties: dict[str, Any]
 
 
 class Injections:
@@ -26,45 +43,62 @@ class Injections:
     Args:
         families: whose tests are run.
         fast: leave out tests that are marked slow.
+        keep: a file of how tests ended, appended to; those that are in it are not run again.
     """
 
-    def __init__(self, families: list[Family], fast: bool = False) -> None:
-        self.families, self.fast = families, fast
-        self.tried = {family.number: Tried() for family in families}
-        self.flips = Counter[str]()
-        self.tests = 0
-        self.began = time.monotonic()
+    def __init__(self, families: list[Family], fast: bool = False, keep: Path | None = None) -> None:
+        self.families, self.fast, self.keep = families, fast, keep
+        lines = keep.read_text(encoding="utf-8").splitlines() if keep is not None and keep.exists() else []
+        self.ended = {one.node: one for one in (Ended(**json.loads(line)) for line in lines)}
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
-        """Keep what belongs to a family."""
+        """Keep what belongs to a family, and is not known yet."""
         kept = [item for item in items if any(family.has(item.nodeid) for family in self.families)]
         kept = [item for item in kept if not (self.fast and item.get_closest_marker("slow"))]
+        kept = [item for item in kept if item.nodeid not in self.ended]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
-        self.tests = len(kept)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Note one test's end; a test may say of itself how many faults it injected."""
-        properties = dict(report.user_properties)
-        if report.when == "call" and report.passed and "flips" in properties:
-            self.flips[properties["store"]] += properties["flips"]
+        if report.when != "call" and report.passed:
+            return
+        one = Ended(report.nodeid, report.outcome, round(report.duration, 3), dict(report.user_properties))
+        self.ended[one.node] = one
+        if self.keep is not None:
+            with open(self.keep, "a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(one)) + "\n")
+
+    @property
+    def tried(self) -> dict[int, Tried]:
+        """Injections by family."""
+        found = {family.number: Tried() for family in self.families}
         for family in self.families:
-            if family.has(report.nodeid):
-                self._note(self.tried[family.number], report, properties)
+            for one in self.ended.values():
+                if family.has(one.node):
+                    found[family.number].add(one)
+        return found
 
-    def _note(self, tried: Tried, report: Any, properties: dict[str, Any]) -> None:
-        tried.seconds += report.duration
-        if report.skipped:
-            tried.skipped.append(report.nodeid)
-        elif report.failed:
-            tried.failed.append(report.nodeid)
-        elif report.when == "call":
-            tried.survived += int(properties.get("injections", 1))
+    @property
+    def flips(self) -> Counter[str]:
+        """Flipped bits that were found, by what they were flipped in; tests that missed one failed."""
+        counts = Counter[str]()
+        for one in self.ended.values():
+            if one.outcome == "passed" and "flips" in one.properties:
+                counts[one.properties["store"]] += one.properties["flips"]
+        return counts
+
+    @property
+    def injected(self) -> tuple[int, list[str]]:
+        """All injections, each counted once, and the tests of those that were not survived."""
+        ours = [one for one in self.ended.values() if any(family.has(one.node) for family in self.families)]
+        failed = [one.node for one in ours if one.outcome == "failed"]
+        return sum(int(one.properties.get("injections", 1)) for one in ours if one.outcome != "skipped"), failed
 
 
-def run(families: list[Family], fast: bool, *arguments: str) -> Injections:
+def run(families: list[Family], fast: bool, keep: Path | None, *arguments: str) -> Injections:
     """Run the tests of families, wherever they are."""
-    plugin = Injections(families, fast)
+    plugin = Injections(families, fast, keep)
     marks = "not slow" if fast else ""
     pytest.main(["-m", marks, "-p", "no:cacheprovider", *arguments, "tests"], plugins=[plugin])
     return plugin

@@ -108,7 +108,7 @@ def test_a_node_that_is_cut_off_ends_the_job_in_time_and_it_goes_on(
     finally:
         end(agents)
     unbroken = tmp_path / "unbroken"
-    assert zygote.start(tmp_path, "fit", arguments(write_run(unbroken, steps=STEPS)), 2).wait(120) == [0, 0]
+    assert zygote.start(tmp_path, "fit", arguments(write_run(unbroken, steps=STEPS)), 2).wait(300) == [0, 0]
     assert losses(tmp_path) == losses(unbroken)
     ours, theirs = weights(tmp_path), weights(unbroken)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
