@@ -78,7 +78,7 @@ def test_a_shown_command_takes_the_arguments_it_is_shown_with(
     assert stopped.value.code == 0
     for word in words:
         if word.startswith("--"):
-            flag = re.split(r"=|\.init_args", word)[0]
+            flag = re.split(r"\+?=|\.init_args", word)[0]
             assert re.search(rf"{re.escape(flag)}\b", known), f"{module} has no {word}"
 
 
