@@ -33,6 +33,8 @@ FORBIDDEN = {
     ),
     "speechlm/cluster": ("torch", "lightning", "lhotse", "datamodules", "callbacks", "speechlm.nn", "speechlm.stages"),
     "speechlm/checks": ("lightning", "callbacks", "speechlm.stages", "speechlm.cluster"),
+    "speechlm/engines": ("lightning", "lhotse", "datamodules", "callbacks", "speechlm.stages", "speechlm.serving"),
+    "speechlm/serving": ("lhotse", "datamodules", "callbacks"),
     "speechlm/batch.py": ("lightning", "lhotse", "speechlm"),
     "datamodules": ("speechlm.stages", "speechlm.nn", "callbacks"),
     "callbacks": ("speechlm.stages", "datamodules"),
@@ -77,6 +79,15 @@ def test_a_wrong_import_is_found_wherever_it_hides(tmp_path: Path, line: str):
     (tmp_path / "speechlm" / "nn").mkdir()
     (tmp_path / "speechlm" / "nn" / "masks.py").write_text(line + "\n")
     assert len(wrong_arrows(tmp_path)) == 1
+
+
+def test_a_web_framework_is_known_to_the_web_folder_alone():
+    frameworks = {"fastapi", "starlette", "uvicorn", "pydantic"}
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    users = [
+        path for path in files if {n.split(".")[0] for n in imports(path.read_text(encoding="utf-8"))} & frameworks
+    ]
+    assert users and {path.parent for path in users} == {ROOT / "speechlm" / "serving" / "web"}
 
 
 def test_init_files_are_empty():

@@ -30,9 +30,9 @@ class Manifest:
     Args:
         name: of the model, as clients call it.
         template: name of the chat template.
-        text_block: ids of text in a block of a reply, where the template leaves it open.
+        text_block: ids of text in a block of a reply; null is the template's own.
         speech_block: ids of speech in a block, likewise.
-        instructions: what a conversation begins with.
+        instructions: what a conversation begins with; "" leaves it to the template.
         sampling: of replies.
         first_tokens: speech tokens of a reply's first chunk; null is one block of the decoder.
         chunk_tokens: of each further chunk, likewise.
@@ -41,8 +41,8 @@ class Manifest:
 
     name: str
     template: str = "plain"
-    text_block: int = 13
-    speech_block: int = 26
+    text_block: int | None = None
+    speech_block: int | None = None
     instructions: str = ""
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.2, top_p=0.8))
     first_tokens: int | None = None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from speechlm.serving.template import ChatTemplate, Turn
+from speechlm.tokens.chat_templates import Chat, Turn
 
 
 class History:
@@ -39,7 +39,7 @@ class History:
         if number in self._turns:
             self._turns[number] = change(self._turns[number])
 
-    def fitting(self, template: ChatTemplate, max_length: int, reply_ids: int) -> np.ndarray:
+    def fitting(self, template: Chat, max_length: int, reply_ids: int) -> np.ndarray:
         """The newest turns as ids, so many that a reply of a quarter of the room, or of `reply_ids`, fits behind them.
 
         Raises:
@@ -55,7 +55,7 @@ class History:
         for begin in range(len(said)):
             if said[begin].role == "assistant" and begin + 1 < len(said):
                 continue  # a conversation begins with the user
-            ids = template.prompt([*system, *said[begin:]])
+            ids = template.prompt(template.instructed([*system, *said[begin:]]))
             if len(ids) <= room:
                 return ids
         raise ValueError(f"the last turn has {len(ids)} ids with all that surrounds it, there is room for {room}")

@@ -15,7 +15,6 @@ from speechlm.engines.sglang_stream import SGLangStreams
 from speechlm.engines.streaming import StreamingEngine
 from speechlm.nn.flow_stream import MelStream
 from speechlm.serving.bundle import Manifest, read_manifest
-from speechlm.serving.chat_templates import open_template
 from speechlm.serving.parts import read_stage
 from speechlm.serving.turns import activity_of
 from speechlm.serving.voice import Limits, Voice
@@ -23,6 +22,7 @@ from speechlm.stages.flow_decoder import FlowDecoder
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
 from speechlm.stages.vocoder import Vocoder
 from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.chat_templates import Chat, named_template
 from speechlm.tokens.vocab import Vocab
 
 
@@ -77,7 +77,7 @@ def open_voice(
         tokenizer=tokenizer,
         text=text,
         vocab=vocab,
-        template=open_template(manifest.template, vocab, text, manifest.text_block, manifest.speech_block),
+        template=open_template(manifest, vocab, text),
         engine=open_engine(folder / "lm", kinds, manifest, runtime, device),
         open_mel=_mel_of(decoder, manifest),
         vocoder=vocoder.generator.eval(),
@@ -90,6 +90,13 @@ def open_voice(
         device=device,
         transcribe=_transcriber(tokenizer, device),
     )
+
+
+def open_template(manifest: Manifest, vocab: Vocab, text: TextTokenizer) -> Chat:
+    """The bundle's chat template for its vocabulary; names of the exported tokenizer that are not text are the vocabulary's."""
+    template = named_template(manifest.template, manifest.text_block, manifest.speech_block)
+    specials = {name: i for name, i in text.specials.items() if i < vocab.num_text}
+    return Chat(template, vocab, lambda words: text.encode([words])[0].tolist(), specials)
 
 
 def require_fit(vocab: Vocab, tokenizer: Any, decoder: Any, vocoder: Any) -> None:

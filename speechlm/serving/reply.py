@@ -1,20 +1,18 @@
 """One reply: ids in, text and sound out as they become final, and what of it took how long."""
 
-import itertools
+import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from speechlm.engines.base import Sampling
 from speechlm.engines.streaming import Ask, IdStream, Kind
-from speechlm.serving.template import Turn
 from speechlm.serving.voice import Voice
-
-_numbers = itertools.count()
+from speechlm.tokens.chat_templates import Turn
 
 
 class TextDelta(NamedTuple):
@@ -27,6 +25,11 @@ class AudioDelta(NamedTuple):
     """More of a reply's sound."""
 
     samples: np.ndarray  # (N,) float32 at the voice's output rate
+
+
+def fresh_seed() -> int:
+    """For a reply that nobody asked to be repeatable."""
+    return secrets.randbelow(2**31)
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Wish:
     """What one reply is to be like.
 
     Args:
-        sampling: null is the voice's own.
+        sampling: null is the voice's own, with a seed of its own.
         max_new: ids at most; null is the voice's limit.
         speaker: name of a voice; "" is the first.
         silent: text alone is wanted: no sound is made, and the reply is over when its text is.
@@ -96,8 +99,8 @@ class Reply:
         self._silent = wish.silent
         self._progress = voice.form.begin()
         self._mouth = voice.mouth(wish.speaker)
-        number = next(_numbers)
-        ask = Ask(f"reply-{number}", ids.tolist(), voice.form, wish.sampling or voice.sampling, max_new)
+        sampling = wish.sampling or replace(voice.sampling, seed=fresh_seed())
+        ask = Ask("reply", ids.tolist(), voice.form, sampling, max_new)
         self._ids: IdStream = voice.engine.open(ask)
 
     def __iter__(self) -> Iterator[TextDelta | AudioDelta]:

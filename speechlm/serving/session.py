@@ -17,9 +17,9 @@ import numpy as np
 from speechlm.serving.ear import Ear
 from speechlm.serving.history import History, cut_speech
 from speechlm.serving.reply import Reply, Times, Wish
-from speechlm.serving.template import Turn
 from speechlm.serving.turns import TurnDetector, TurnEvent, TurnSettings
 from speechlm.serving.voice import Voice
+from speechlm.tokens.chat_templates import Turn
 
 
 class VoiceSession:
@@ -48,7 +48,7 @@ class VoiceSession:
         self.set_turns(turns or TurnSettings())
 
     def instruct(self, instructions: str) -> None:
-        """Set what the system says, "" for nothing.
+        """Set what the system says; "" leaves it to the template.
 
         Raises:
             ValueError: it is too long.
@@ -138,16 +138,15 @@ class VoiceSession:
         """What has been heard of an utterance is no part of the conversation."""
         self._ear, self._utterance = None, []
 
-    def write(self, text: str) -> Turn:
-        """A turn that is typed.
+    def write(self, text: str) -> int:
+        """A turn that is typed; its number in the history.
 
         Raises:
             ValueError: it is too long, or says nothing.
         """
-        turn = self.voice.written("user", text)
-        self.history.append(turn)
+        number = self.history.append(self.voice.written("user", text))
         self._hear_sec = 0.0
-        return turn
+        return number
 
     # -- replying ------------------------------------------------------------------------------------------------------
 

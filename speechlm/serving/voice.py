@@ -15,9 +15,9 @@ from speechlm.nn.flow_stream import MelStream
 from speechlm.nn.generator import Generator
 from speechlm.serving.ear import Ear, Hearing
 from speechlm.serving.spelling import Spelling
-from speechlm.serving.template import ChatTemplate, Turn
 from speechlm.serving.turns import Activity
 from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.chat_templates import Chat, Turn
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
 
@@ -89,7 +89,7 @@ class Voice:
         open_activity: makes a judge of voice activity.
         speakers: names of voices; the first is spoken with where none is asked for.
         sampling: of replies, where a conversation does not say otherwise.
-        instructions: what the conversation begins with, where it does not say otherwise.
+        instructions: what the conversation begins with, where it does not say otherwise; "" leaves it to the template.
         limits: of a conversation.
         device: of tokenizer, decoder and vocoder.
         transcribe: waveform at the tokenizer's rate to text, where the tokenizer can.
@@ -100,7 +100,7 @@ class Voice:
     tokenizer: Hearing
     text: TextTokenizer
     vocab: Vocab
-    template: ChatTemplate
+    template: Chat
     engine: StreamingEngine
     open_mel: Callable[[str], MelStream]
     vocoder: Generator
