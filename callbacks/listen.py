@@ -20,7 +20,7 @@ from torch import Tensor
 from callbacks.wandb_log import WandbLog
 from speechlm.batch import ResynthesisBatch
 from speechlm.evals.pictures import mel_above_mel
-from speechlm.evals.wer import word_error_rate
+from speechlm.evals.wer import error_rates
 from speechlm.files import write_bytes_atomic, write_text_atomic
 from speechlm.nn.mel import MelSpectrogram
 from speechlm.nn.whisper_source import SourceForm, WhisperSource
@@ -39,6 +39,7 @@ class Heard:
     made: np.ndarray  # (N,) float32
     rate_hz: int
     text: str
+    language: str = ""
     original_words: str = ""
     made_words: str = ""
 
@@ -46,7 +47,8 @@ class Heard:
 class Listen(L.Callback):
     """Writes to `samples/` of the run folder, and to W&B where it logs: `<set>/<recording>/original.flac` once, and for every
     validation `step-<n>.flac` and `step-<n>.png`, the two log-mels above each other. With an ASR, `val/<set>/wer_original` and
-    `wer_resynthesis` of these recordings, and what was understood in `step-<n>.json`.
+    `wer_resynthesis` of these recordings, and what was understood in `step-<n>.json`; `cer_…` in languages that are counted by
+    character, and `wer_<language>_…` in a set of several languages.
 
     Needs a stage that promises `resynthesize(batch)` or else `decode(speech_tokens, speech_token_lens)`, each giving (B, N)
     waveforms and, if it likes, (B,) samples. Runs on the first rank.
@@ -98,7 +100,7 @@ class Listen(L.Callback):
             folder = Path(trainer.default_root_dir) / "samples" / name
             if self.asr is not None:
                 for key, rate in self._understood(heard, pl_module.device).items():
-                    pl_module.log(f"val/{name}/wer_{key}", rate, rank_zero_only=True)
+                    pl_module.log(f"val/{name}/{key}", rate, rank_zero_only=True)
                 words = [
                     {"id": h.name, "text": h.text, "original": h.original_words, "made": h.made_words} for h in heard
                 ]
@@ -121,18 +123,26 @@ class Listen(L.Callback):
     def _understood(self, heard: list[Heard], device: torch.device) -> dict[str, float]:
         """Transcripts into `heard`; word error rates of the recordings that have a text."""
         assert self.asr is not None
+        understood = []
         for item in heard:
-            item.original_words, item.made_words = (
-                self.asr.to(device).transcribe(*_for_asr(audio, item.rate_hz, device))[0]
-                for audio in (item.original, item.made)
-            )
-        spoken = [item for item in heard if item.text.strip()]
-        if not spoken:
-            return {}
-        texts = [item.text for item in spoken]
+            try:
+                item.original_words, item.made_words = (
+                    self.asr.to(device).transcribe(*_for_asr(audio, item.rate_hz, device), [item.language])[0]
+                    for audio in (item.original, item.made)
+                )
+                understood.append(item)
+            except ValueError as error:  # such as a language that the ASR does not know
+                log.warning("%s is not counted: %s", item.name, error)
+        texts, languages = [item.text for item in understood], [item.language for item in understood]
+        words = {
+            "original": [item.original_words for item in understood],
+            "resynthesis": [item.made_words for item in understood],
+        }
+        rates = {side: error_rates(texts, said, languages) for side, said in words.items()}
         return {
-            "original": word_error_rate(texts, [item.original_words for item in spoken]).rate,
-            "resynthesis": word_error_rate(texts, [item.made_words for item in spoken]).rate,
+            "_".join([found.metric, *([code] if len(by_language) > 1 else []), side]): found.rate
+            for side, by_language in rates.items()
+            for code, found in by_language.items()
         }
 
 
@@ -153,6 +163,7 @@ def _heard(stage: Any, batch: ResynthesisBatch) -> list[Heard]:
             audio[i, : lens[i]].float().cpu().numpy(),
             batch.sample_rate_hz,
             batch.texts[i],
+            batch.languages[i] if batch.languages else "",
         )
         for i in range(len(batch))
     ]

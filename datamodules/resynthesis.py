@@ -258,6 +258,7 @@ class ResynthesisDataset(Dataset):
             speakers=[(s.speaker or "") if s else "" for s in supervisions],
             texts=[text_of(row.cut) for row in rows],
             cut_ids=[row.cut.id for row in rows],
+            languages=[(s.language or "") if s else "" for s in supervisions],
             skipped=skipped,
             f0=_padded([row.pitch for row in rows], 0.0) if self.pitch else None,
         )

@@ -66,6 +66,7 @@ class ResynthesisBatch:
         cut_ids: B ids of the cuts, for messages and reports.
         skipped: (cut id, reason) of recordings that should have been in the batch and could not be used.
         f0: (B, F) float32 Hz in the middle of each mel frame, 0 where there is no voice; None where it was not asked for.
+        languages: B language codes ("en"), or an empty list where none is known.
     """
 
     speech_tokens: Tensor
@@ -78,6 +79,7 @@ class ResynthesisBatch:
     cut_ids: list[str]
     skipped: list[tuple[str, str]] = field(default_factory=list)
     f0: Tensor | None = None
+    languages: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.audio.shape[0]

@@ -27,7 +27,7 @@ from speechlm.nn.flow_released import ReleasedFlow
 from speechlm.nn.flow_stream import CachedStream, WindowStream
 from speechlm.nn.hift import HiFT
 from speechlm.nn.hift_released import read_hift
-from speechlm.nn.token_to_mel import Prompt, Sampling
+from speechlm.nn.token_to_mel import FlowTraining, Prompt, Sampling
 from speechlm.stages.flow_decoder import FlowDecoder
 from speechlm.stages.gradient_guard import GradientGuard, GuardSettings
 from speechlm.stages.optim import AdamWSettings
@@ -158,6 +158,40 @@ def test_a_run_from_weights_starts_from_their_average(tmp_path: Path):
     second.optimizer_settings = replace(SCHEDULE, lr=0.0, min_lr=0.0, decay="constant")
     fit(second, tmp_path, 1)
     assert torch.allclose(second.network.encoder_proj.weight, first.used.encoder_proj.weight, atol=1e-7)
+
+
+def test_a_new_run_starts_from_the_tokenizers_codebook_and_a_resumed_one_does_not(tmp_path: Path):
+    vectors = torch.randn(V, 5, generator=torch.Generator().manual_seed(0))
+    save_file({"codebook": vectors}, tmp_path / "codebook.safetensors")
+    frozen = replace(SCHEDULE, lr=0.0, decay="constant")
+    settings = {"codebook": str(tmp_path / "codebook.safetensors"), "optimizer": frozen}
+    started = fit(stage(**settings), tmp_path, 1)
+    centred = vectors - vectors.mean(0)
+    for network in (started.network, started.used):
+        table = network.input_embedding.weight
+        assert torch.allclose(table[:, :5] / table[:, :5].norm(), centred / centred.norm(), atol=1e-5)
+        assert not table[:, 5:].any()
+    (tmp_path / "codebook.safetensors").unlink()
+    assert same(fit(stage(**settings), tmp_path, 2, str(tmp_path / "1.ckpt")), started)
+
+
+def test_the_prior_teaches_what_tokens_mean_while_the_velocity_does_not_listen():
+    decoder, batch = stage(dropout=0.0), speech(0)
+    torch.nn.init.zeros_(decoder.network.estimator.outward.weight)  # no gradient from the velocity reaches a token
+    mel, mel_lens = decoder.mel(batch.audio, batch.audio_lens)
+    tokens, lens = batch.speech_tokens, batch.speech_token_lens
+
+    def loss(prior: float) -> Tensor:
+        draw = torch.Generator().manual_seed(0)
+        return decoder.network.loss(tokens, lens, mel, mel_lens, draw, training=FlowTraining(prior=prior))
+
+    table = decoder.network.input_embedding.weight
+    assert not torch.autograd.grad(loss(0.0), table)[0].any()
+    assert torch.autograd.grad(loss(1.0), table)[0].any()
+    without, half, whole = (float(loss(prior).detach()) for prior in (0.0, 0.5, 1.0))
+    assert whole - without == pytest.approx(2.0 * (half - without), rel=1e-4)
+    with pytest.raises(ValueError, match="weight of the prior is at least 0"):
+        FlowTraining(prior=-1.0)
 
 
 def test_validation_says_loss_and_distance_the_same_each_time(tmp_path: Path):

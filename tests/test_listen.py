@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from callbacks.listen import Listen
+from callbacks.listen import Heard, Listen
 from callbacks.wandb_log import WandbLog
 from speechlm.batch import ResynthesisBatch
 from speechlm.evals.pictures import mel_above_mel
@@ -59,8 +59,13 @@ class Ear:
     def to(self, device: torch.device) -> "Ear":
         return self
 
-    def transcribe(self, audio: Tensor, audio_lens: Tensor) -> list[str]:
-        return ["hello world" if float(audio.abs().max()) > 0.15 else "hello"]
+    def transcribe(self, audio: Tensor, audio_lens: Tensor, languages: list[str]) -> list[str]:
+        loud = float(audio.abs().max()) > 0.15
+        if languages == ["tlh"]:
+            raise ValueError("this Whisper does not know the language 'tlh'")
+        if languages == ["zh"]:
+            return ["你好世界" if loud else "你好世"]
+        return ["hello world" if loud else "hello"]
 
 
 def heard(stage: L.LightningModule, folder: Path, listen: Listen, steps: int = 2) -> L.Trainer:
@@ -97,6 +102,23 @@ def test_words_are_counted_where_there_is_an_asr(tmp_path: Path):
     assert trainer.callback_metrics["val/0/wer_resynthesis"] == 0.5
     said = json.loads((tmp_path / "samples" / "0" / "step-00000001.json").read_text())
     assert said[0] == {"id": "set/0-0", "text": "hello world", "original": "hello world", "made": "hello"}
+
+
+def test_errors_are_counted_in_the_recordings_language(tmp_path: Path):
+    listen = Listen()
+    listen.asr = Ear()  # type: ignore[assignment]
+
+    def rates(*said: tuple[str, str]) -> dict[str, float]:
+        loud, quiet = np.full(8000, 0.3, np.float32), np.full(8000, 0.1, np.float32)
+        heard = [Heard(str(i), loud, quiet, 16_000, text, code) for i, (text, code) in enumerate(said)]
+        return listen._understood(heard, torch.device("cpu"))
+
+    assert rates(("你好世界", "zh")) == {"cer_original": 0.0, "cer_resynthesis": 0.25}
+    both = rates(("你好世界", "zh"), ("hello world", "en"))
+    assert both == {
+        "cer_zh_original": 0.0, "wer_en_original": 0.0, "cer_zh_resynthesis": 0.25, "wer_en_resynthesis": 0.5,
+    }  # fmt: skip
+    assert rates(("", "en")) == rates(("nuqneH", "tlh")) == {}
 
 
 def test_a_decoder_is_given_tokens_and_one_that_can_not_speak_does_not_stop_the_run(tmp_path: Path):

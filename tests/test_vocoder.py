@@ -106,7 +106,14 @@ def same(a: Any, b: Any) -> bool:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "clip": 1.0, "true_pitch_steps": 3}], ids=["plain", "all"])
+LATE = {"judges_after": 2, "losses": VocoderLosses(spectra=1.0)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulate": 2, "clip": 1.0, "true_pitch_steps": 3}, LATE],
+    ids=["plain", "all", "late"],
+)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_both_optimizers_resume_exactly(tmp_path: Path, settings: dict[str, Any], precision: str):
     schedule = AdamWSettings(lr=2e-4, weight_decay=0.0, decay="linear", warmup_steps=2, total_steps=6)
@@ -137,6 +144,20 @@ def halves(batch: ResynthesisBatch, first: bool) -> ResynthesisBatch:
     pick = {name: getattr(batch, name)[part] for name in ("audio", "audio_lens", "f0", "speakers", "texts", "cut_ids")}
     none = {"speech_tokens": torch.zeros(2, 0, dtype=torch.long), "speech_token_lens": torch.zeros(2, dtype=torch.long)}
     return ResynthesisBatch(**none, sample_rate_hz=22_050, **pick)
+
+
+def test_judges_that_come_late_learn_nothing_before(tmp_path: Path):
+    vocoder = stage(**LATE)
+    judges, generator = (
+        [p.detach().clone() for p in part.parameters()] for part in (vocoder.discriminator, vocoder.generator)
+    )
+    assert vocoder.discriminator is not None
+    fit(vocoder, tmp_path, 2)
+    assert all(torch.equal(a, b) for a, b in zip(judges, vocoder.discriminator.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(generator, vocoder.generator.parameters(), strict=True))
+    vocoder = stage(**LATE)
+    fit(vocoder, tmp_path, 3)
+    assert not any(torch.equal(a, b) for a, b in zip(judges, vocoder.discriminator.parameters(), strict=True))
 
 
 def test_two_small_batches_learn_what_one_large_one_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -227,7 +248,7 @@ def test_a_batch_without_a_finite_gradient_is_skipped_and_a_run_of_them_stops(tm
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"accumulate": 0}, "accumulate is at least 1"),
         ({"optimizer": AdamWSettings(lr_scale={"nothing": 0.0})}, "no part of the model"),
     ],
 )

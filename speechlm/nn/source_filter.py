@@ -73,9 +73,10 @@ class SourceFilter(Generator):
     ) -> Spoken:
         """Waveform and pitch of (B, M, F) log-mels; see `Generator`."""
         hertz, voiced = self._read(mel, mel_lens)
-        f0 = hertz * (voiced > 0.5) if f0 is None else f0
-        source, _ = self.excite(f0, seeds)
-        return Spoken(self.filter(mel, source, mel_lens), hertz * voiced)
+        heard = hertz * (voiced > 0.5)
+        source, _ = self.excite(heard if f0 is None else f0, seeds)
+        # Whether there is a voice is learnt by what that changes; as a factor it would bend the pitch of every unsure frame.
+        return Spoken(self.filter(mel, source, mel_lens), heard + (voiced - voiced.detach()) * hertz.detach())
 
     def pitch(self, mel: Tensor, mel_lens: Tensor | None = None) -> Tensor:
         """(B, M, F) log-mel -> (B, F) Hz, 0 where there is none."""

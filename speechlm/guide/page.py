@@ -1,0 +1,64 @@
+"""The tour's page: what each step did and learnt, with sounds, and the command that does the same at scale."""
+
+from pathlib import Path
+
+from speechlm.evals.pictures import curves
+from speechlm.evals.report_page import Page, card, picture, plain, words
+from speechlm.files import write_text_atomic
+from speechlm.guide.learnt import learnt, measures
+from speechlm.guide.record import Record
+from speechlm.guide.samples import interleaved_samples
+from speechlm.guide.step import Step
+
+HONEST = (
+    "Ten minutes on two cores teach what ten minutes can: every loss falls, the tokens carry many of the words, and nothing here "
+    "speaks or understands as a model of thousands of hours does. The way is real: each step is the command that a cluster runs."
+)
+
+
+def write_page(out: Path, steps: list[Step], record: Record) -> Path:
+    """Put `report.html` into the tour's folder.
+
+    Args:
+        out: the folder.
+        steps: of the tour.
+        record: what each took.
+
+    Returns:
+        Where it is.
+    """
+    made = Page("From a recording to a model that speaks: the tour", HONEST)
+    minutes = sum(record.seconds.get(step.command, 0.0) for step in steps) / 60
+    made.heading("What was done", f"{len(steps)} commands, {minutes:.1f} minutes in all.")
+    made.table(
+        ["step", "seconds", "learnt"],
+        [[s.title, f"{record.seconds.get(s.command, 0):.0f}", gain(out, s)] for s in steps],
+    )
+    made.heading("Learning", "On what was held out.")
+    made.cards([card(picture(png, run), words(run)) for run, png in _curves(out, steps)])
+    made.heading(
+        "Interleaved documents", "Text in turns with the tokens of what comes next; numbers are speech tokens."
+    )
+    made.cards([card(plain(text)) for text in interleaved_samples(out / "interleaved" / "heldout")], grid=False)
+    made.heading("The same by hand, and at scale")
+    made.table(["step", "here", "at scale"], [[s.title, s.command, s.at_scale] for s in steps])
+    path = out / "report.html"
+    write_text_atomic(path, made.render())
+    return path
+
+
+def gain(out: Path, step: Step) -> str:
+    """How far a step's measure fell, "" for one that trains nothing."""
+    if not step.run:
+        return ""
+    found = learnt(out / step.run, step.learnt or next(n for n in measures(out / step.run) if n.endswith("/loss")))
+    return f"{found.name} {found.values[0]:.3g} → {found.values[-1]:.3g}"
+
+
+def _curves(out: Path, steps: list[Step]) -> list[tuple[str, bytes]]:
+    made = []
+    for run in [step.run for step in steps if step.run]:
+        found = [learnt(out / run, name) for name in measures(out / run)]
+        series = {one.name.removeprefix("val/"): ([float(n) for n in one.steps], one.values) for one in found}
+        made.append((run, curves(series, "step", "loss, error rate")))
+    return made

@@ -1,0 +1,177 @@
+"""Memory and operations of a language model's training step, from its shape and its config."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from speechlm.nn.causal_lm import blocks
+from speechlm.nn.lora import Lora, add_lora
+from speechlm.nn.packed_lm import Cost, training_cost
+from speechlm.nn.recompute import Recompute, recompute
+from speechlm.planning.traced import Traced, traced
+
+FLOAT, HALF = 4, 2  # bytes
+
+
+@dataclass(frozen=True)
+class LMRun:
+    """What decides about a step.
+
+    Args:
+        shape: transformers' configuration.
+        vocab: ids of the vocabulary, rounded up as the embedding is.
+        rows: of a micro-batch on one GPU.
+        row_len: ids of a row.
+        mixed: bfloat16 computation.
+        shards: ranks that hold the weights together; 1 is no FSDP.
+        recompute: see `nn.recompute`.
+        loss_chunk: see the stage.
+        ema: an average of the weights is kept.
+        accumulated: micro-batches of a step.
+        lora: see the stage.
+        fused: the optimizer makes no copies.
+        predicted: share of the ids that are to be predicted.
+    """
+
+    shape: Any
+    vocab: int
+    rows: int
+    row_len: int
+    mixed: bool = True
+    shards: int = 1
+    recompute: Recompute = False
+    loss_chunk: int = 512
+    ema: bool = False
+    accumulated: int = 1
+    lora: Lora | None = None
+    fused: bool = True
+    predicted: float = 1.0
+
+    @property
+    def positions(self) -> int:
+        """Of a micro-batch."""
+        return self.rows * self.row_len
+
+
+@dataclass(frozen=True)
+class LMCost:
+    """What `cost_of` found.
+
+    Attributes:
+        memory: bytes on a GPU at the fullest moment, by part.
+        parameters: of the whole model.
+        useful: operations that learn something.
+        executed: with recomputation: what is computed over what learns, at least 1.
+    """
+
+    memory: dict[str, float]
+    parameters: int
+    useful: Cost
+    executed: float
+
+
+def cost_of(run: LMRun) -> LMCost:
+    """Memory and operations of a run."""
+    whole = _model(run, run.shape.num_hidden_layers, "meta")
+    parameters = {id(p): p for p in whole.parameters()}
+    trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
+    count = sum(p.numel() for p in parameters.values())
+    head = whole.get_output_embeddings().weight.numel()
+    in_layers = sum(p.numel() for block in blocks(whole) for p in block.parameters())
+    layer, rest, again = layers_of(run)
+    states = {
+        "weights": FLOAT * count / run.shards,
+        "optimizer": 2 * FLOAT * trained / run.shards,
+        "average": FLOAT * trained / run.shards * run.ema,
+        "gathered or copied weights": _copies(run, count, in_layers, head, len(blocks(whole))),
+    }
+    gradients = FLOAT * trained / run.shards
+    activations = layer.kept * run.shape.num_hidden_layers + rest
+    work = _working(run, layers_of(replace(run, recompute=False))[0].kept if run.recompute else layer.kept)
+    loss = _loss(run, head, trained)
+    full = {"activations": activations, "loss": loss} | ({"gradients": gradients} if run.accumulated > 1 else {})
+    empty = {"gradients": gradients, "layer at work": work}
+    fullest = max(full, empty, key=lambda parts: sum(parts.values()))
+    return LMCost({**states, **fullest}, count, training_cost(whole), again)
+
+
+def replace(run: LMRun, **changes: Any) -> LMRun:
+    """A run with some things changed."""
+    return LMRun(**{**run.__dict__, **changes})
+
+
+def layers_of(run: LMRun) -> tuple[Traced, float, float]:
+    """What a layer keeps and computes; bytes that are kept once; operations done over operations needed.
+
+    By running one and two layers of the model.
+    """
+    one, two = (_trace(run, layers) for layers in (1, 2))
+    layer = Traced(*(b - a for a, b in zip(one, two, strict=True)))
+    if not run.recompute:
+        return layer, one.kept - layer.kept, 1.0
+    needed = [_trace(replace(run, recompute=False), layers) for layers in (1, 2)]
+    every = run.recompute if type(run.recompute) is int else 1  # n is every n-th layer
+    return (
+        Traced(
+            layer.kept / every + (needed[1].kept - needed[0].kept) * (1 - 1 / every), layer.flops, layer.attention_flops
+        ),
+        max(0.0, one.kept - layer.kept),
+        1 + (layer.flops / (needed[1].flops - needed[0].flops) - 1) / every,
+    )
+
+
+def _trace(run: LMRun, layers: int) -> Traced:
+    """Of all layers alike, where it is every n-th that is computed again, all of them are."""
+    with FakeTensorMode():
+        lm = _model(run, layers, "cpu", torch.bfloat16 if run.mixed else torch.float32).train()
+        recompute(blocks(lm), run.recompute if isinstance(run.recompute, str) else bool(run.recompute))
+        ids = torch.zeros(run.rows, run.row_len, dtype=torch.long)
+        mask = torch.ones(run.rows, 1, run.row_len, run.row_len, dtype=torch.bool)
+        places = torch.zeros_like(ids)
+
+        def work() -> Tensor:
+            out = lm.base_model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False)
+            return out.last_hidden_state
+
+        return traced(work, run.mixed)
+
+
+def _model(run: LMRun, layers: int, device: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    shape = copy.deepcopy(run.shape)
+    shape.vocab_size, shape.num_hidden_layers = run.vocab, layers
+    for name in ("layer_types",):
+        if getattr(shape, name, None):
+            setattr(shape, name, list(getattr(shape, name))[:layers])
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="sdpa")
+        if run.lora is not None:
+            add_lora(model, blocks(model), run.lora)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _copies(run: LMRun, count: int, in_layers: int, head: int, layers: int) -> float:
+    """Bytes of weights beside those that are kept: whole ones of two layers and of embedding and head; or all, in bfloat16."""
+    size = HALF if run.mixed else FLOAT
+    if run.shards > 1:
+        return size * (2 * in_layers / layers + (count - in_layers))
+    return HALF * (in_layers + head) if run.mixed else 0.0
+
+
+def _working(run: LMRun, kept: float) -> float:
+    """Bytes of a layer's backward pass: what it keeps and about half as much of gradients of it."""
+    return 1.5 * kept
+
+
+def _loss(run: LMRun, head: int, trained: int) -> float:
+    """Bytes of head and losses in the backward pass: logits of a chunk, the head's gradient, states and their gradients."""
+    size = HALF if run.mixed else FLOAT
+    chunk = min(run.loss_chunk, run.positions) * run.vocab * (FLOAT + (FLOAT + HALF if run.mixed else 0))
+    width = head // run.vocab
+    states = 3 * size * run.positions * run.predicted * width
+    return chunk + (FLOAT + (HALF if run.mixed else 0)) * head + states

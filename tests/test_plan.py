@@ -1,0 +1,153 @@
+"""A plan says what a run takes: memory as it was measured, operations as torch counts them, time as arithmetic has it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from speechlm import plan
+from speechlm.planning import calibrate as calibration
+from speechlm.planning.calibrate import calibrate
+from speechlm.planning.language_model import LMRun, cost_of
+from speechlm.planning.machines import machine
+from speechlm.planning.shapes import KNOWN, shape_of
+from speechlm.planning.stages import lm_step
+from tests.tiny_lm import CONFIGS, SHAPE
+
+ROOT = Path(__file__).parents[1]
+MIDDLE: dict[str, Any] = {
+    "vocab_size": 8192,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+}
+
+
+def shape(kind: str, **changes: Any) -> Any:
+    return CONFIGS[kind](**{**SHAPE, **MIDDLE, **changes})
+
+
+def measured(kind: str, rows: int, row_len: int, stage: dict[str, Any], trainer: dict[str, Any]) -> float:
+    """Bytes of a real run, with an allocator that gives back what is free."""
+    given = {"shape": {**MIDDLE, "kind": kind}, "rows": rows, "row_len": row_len, "stage": stage, "trainer": trainer}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "tests.measured_lm", json.dumps(given)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "stage", "trainer"),
+    [
+        (2, {"loss_chunk": 128}, {}),
+        (1, {"loss_chunk": 512, "activation_checkpointing": True, "ema_decay": 0.9}, {}),
+    ],
+    ids=["activations", "weights"],
+)
+def test_the_memory_planned_is_the_memory_measured(rows: int, stage: dict[str, Any], trainer: dict[str, Any]):
+    settings = {
+        "loss_chunk": stage["loss_chunk"],
+        "recompute": stage.get("activation_checkpointing", False),
+        "ema": "ema_decay" in stage,
+    }
+    run = LMRun(shape("qwen2"), MIDDLE["vocab_size"], rows, 512, mixed=False, **settings)
+    parts = cost_of(run).memory
+    found = measured("qwen2", rows, 512, stage, trainer)
+    print({name: round(size / 2**20, 1) for name, size in parts.items()}, sum(parts.values()) / 2**20, found / 2**20)
+    assert sum(parts.values()) == pytest.approx(found, rel=0.1)
+
+
+def test_a_model_of_the_published_shape_has_the_published_number_of_weights():
+    """1.54 B and 9.40 B by their model cards, before the rows for speech."""
+    small = cost_of(LMRun(KNOWN["Qwen/Qwen2.5-1.5B"], 151_936, 1, 128))
+    assert small.parameters == 1_543_714_304
+    large = cost_of(LMRun(KNOWN["zai-org/glm-4-9b-hf"], 151_552, 1, 128, shards=64))
+    assert large.parameters == pytest.approx(9.40e9, rel=0.001)
+    assert large.memory["weights"] == 4 * large.parameters / 64
+
+
+def test_each_way_to_recompute_keeps_less_and_computes_more():
+    costs = {
+        form: cost_of(LMRun(shape("llama"), 8192, 2, 512, recompute=form)) for form in (False, "products", "selective")
+    }
+    kept = [cost.memory["activations"] for cost in costs.values()]
+    assert kept == sorted(kept, reverse=True) and kept[-1] < 0.5 * kept[0]
+    assert [round(cost.executed, 2) for cost in costs.values()][:2] == [1.0, 1.0]
+    assert (
+        1.05
+        < costs["selective"].executed
+        < cost_of(LMRun(shape("llama"), 8192, 2, 512, recompute=True)).executed
+        < 1.34
+    )
+
+
+def test_weights_that_travel_slower_than_they_are_computed_with_are_what_is_waited_for():
+    job = machine("64xH800")
+    run = LMRun(KNOWN["Qwen/Qwen2.5-1.5B"], 168_960, 1, 8192, shards=64)
+    cost = cost_of(run)
+    useful = 1e10
+    seconds, bound = lm_step(run, cost, useful, job, 0.4)
+    assert bound == "network" and seconds == pytest.approx(cost.parameters * 8 * 63 / 64 / 50e9)
+    groups = LMRun(**{**run.__dict__, "shards": 8})
+    inside = cost.parameters * (8 * 7 / 8 / 200e9 + 8 / 8 * 7 / 8 / 50e9)
+    assert lm_step(groups, cost, 1.0, job, 0.4) == (pytest.approx(inside), "network")
+    assert lm_step(groups, cost, useful, job, 0.4) == (pytest.approx(8192 * useful / (989e12 * 0.4)), "operations")
+
+
+def test_a_slice_is_scaled_to_the_whole_depth(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(calibration, "slice_seconds", lambda run, layers, *_: (0.5 + 0.1 * layers, 7.0))
+    found = calibrate(LMRun(shape("qwen2"), 8192, 1, 64), torch.device("cpu"), slices=(2, 4))
+    assert found.seconds(40) == pytest.approx(4.5) and found.layer_sec == pytest.approx(0.1)
+
+
+def test_the_command_plans_a_system_and_calibrates_a_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    out = tmp_path / "plan.json"
+    stages = [
+        "speech_lm/tiny/qwen2.5_1.5b",
+        "text_to_token/tiny/qwen2.5_1.5b",
+        "synthesize/fineweb_edu",
+        "vocoder/tiny/paper",
+    ]
+    configs = [part for name in stages for part in ("--config", f"configs/{name}.yaml")]
+    plan.main([*configs, "--gpus", "8xH200", "--price", "3", "--calibrate", "--json", str(out)])
+    values = json.loads(out.read_text())
+    lm, speaker, synthesis, vocoder = values["stages"]
+    assert lm["units"] == 5000 and speaker["unit"] == "tokens" and vocoder["unit"] == "seconds"
+    assert (
+        synthesis["gpu_hours"] == pytest.approx(3.7e11 / 25_000 / 3600)
+        and synthesis["cost"] == 3 * synthesis["gpu_hours"]
+    )
+    assert values["calibrated"][0]["rest_sec"] > 0 and values["calibrated"][2] is None
+    assert {"weights", "optimizer", "average"} <= lm["memory_gib"].keys()
+    shown = capsys.readouterr().out
+    assert "8 x H200" in shown and "vocoder" in shown.lower() and "this machine" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "64xT4"], "GPUs are given as 64xH800"),
+        (["--gpus", "H200", "--config", "configs/pack/paper.yaml"], "model"),
+    ],
+)
+def test_what_can_not_be_planned_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        plan.main(["--config", "configs/speech_lm/tiny/lora.yaml", *arguments])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_model_that_nobody_knows_is_named():
+    with pytest.raises(ValueError, match=r"no config.json of nobody/nothing"):
+        shape_of("nobody/nothing")
