@@ -1,71 +1,62 @@
 """The whole system, stage by stage, on the real speech that ships with the code: `python -m speechlm.tour [--short]`.
 
-For now the first stage: a speech tokenizer is trained and reported on. Steps that are done are skipped, a step that was
-interrupted goes on.
+Every step is a command of its own, printed before it runs, through the same verbs and configs as a run on a cluster. Steps that
+are done are skipped, a step that was interrupted goes on. At the end there is one page with what each step did and learnt.
 """
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.rule import Rule
 
-from speechlm import fit, tokenizer_report
+from speechlm.guide.page import write_page
+from speechlm.guide.plan import load_plan
+from speechlm.guide.record import Record
+from speechlm.guide.step import Step
+from speechlm.guide.steps import Tour
 
-ROOT = Path(__file__).parents[1]
-CONFIG = "configs/speech_tokenizer/embedded.yaml"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing the tour does: a title, the command that does the same by hand, and the call."""
-
-    title: str
-    command: str
-    call: Callable[[], None]
+PLAN = "configs/tour/plan.yaml"
 
 
-def steps(runs_dir: str, short: bool, console: Console) -> list[Step]:
-    """The tour, in order."""
-    name = "embedded_short" if short else "embedded"
-    run = Path(runs_dir) / name
-    less = ["--trainer.max_steps", "30", "--trainer.val_check_interval", "30"] if short else []
-    fit_args = ["--config", CONFIG, "--name", name, "--runs_dir", runs_dir, *less]
-    limit = 12 if short else None
-    report_args = f"--run {run}" + (f" --limit {limit}" if limit else "")
-
-    def report() -> None:
-        tokenizer_report.show(tokenizer_report.report(run, limit=limit), console)
-        console.print(f"\nopen [bold]{run / 'report.html'}[/bold] in a browser")
-
-    return [
-        Step(
-            "Speech becomes tokens: train a tokenizer on 21 minutes of real speech",
-            f"python -m speechlm.fit {' '.join(fit_args)}",
-            lambda: fit.main(fit_args),
-        ),
-        Step("What it has learnt", f"python -m speechlm.tokenizer_report {report_args}", report),
-    ]
+def run(todo: list[Step], record: Record, console: Console) -> None:
+    """Every step that is not done, in order; what each took is kept."""
+    for number, step in enumerate(todo, 1):
+        console.print(Rule(f"{number} of {len(todo)}. {step.title}"))
+        console.print(f"[dim]{step.command}[/dim]\n", highlight=False, soft_wrap=True)
+        if record.is_done(step):
+            console.print("done before")
+            continue
+        began = time.monotonic()
+        step.call()
+        record.done(step, time.monotonic() - began)
 
 
 def main() -> None:
     """Run every step and say what each took."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--plan", default=PLAN, help="corpora and configs; configs/mini/plan.yaml is for one GPU and one day"
+    )
     parser.add_argument("--short", action="store_true", help="a few steps of everything, to see that it works")
-    parser.add_argument("--runs_dir", default="runs", help="where run folders lie")
+    parser.add_argument("--out", type=Path, help="where everything is kept; runs/<name of the plan> where not said")
     args = parser.parse_args()
-    if not Path(CONFIG).is_file():
-        parser.error(f"{CONFIG} is not here; start the tour in the repository's root, {ROOT}")
+    if not Path(PLAN).is_file():
+        parser.error(f"{PLAN} is not here; start in a clone, or in a folder made by: python -m speechlm.start FOLDER")
+    try:
+        plan = load_plan(args.plan)
+    except (OSError, ValueError) as error:
+        parser.error(f"--plan: {error}")
     console = Console()
     began = time.monotonic()
-    for number, step in enumerate(steps(args.runs_dir, args.short, console), 1):
-        console.print(Rule(f"{number}. {step.title}"))
-        console.print(f"[dim]the same by hand: {step.command}[/dim]\n", highlight=False, soft_wrap=True)
-        step.call()
-    console.print(f"\nthe tour took {(time.monotonic() - began) / 60:.1f} minutes")
+    out = args.out or Path("runs") / (f"{plan.name}_short" if args.short else plan.name)
+    todo, record = Tour(plan, out, args.short).steps(), Record(out / "tour.json")
+    run(todo, record, console)
+    page = write_page(out, todo, record)
+    console.print(
+        f"\nthe tour took {(time.monotonic() - began) / 60:.1f} minutes; open [bold]{page}[/bold] in a browser"
+    )
 
 
 if __name__ == "__main__":

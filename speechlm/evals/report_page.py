@@ -83,6 +83,11 @@ def words(text: str) -> str:
     return f"<div>{escape(text)}</div>"
 
 
+def code(text: str) -> str:
+    """A command, to be copied."""
+    return f"<div><code>{escape(text)}</code></div>"
+
+
 def picture(png: bytes, alt: str) -> str:
     """An inline picture."""
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

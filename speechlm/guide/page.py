@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from speechlm.evals.pictures import curves
-from speechlm.evals.report_page import Page, card, picture, plain, words
+from speechlm.evals.report_page import Page, card, code, picture, plain, words
 from speechlm.files import write_text_atomic
 from speechlm.guide.learnt import learnt, measures
 from speechlm.guide.record import Record
@@ -41,7 +41,8 @@ def write_page(out: Path, steps: list[Step], record: Record) -> Path:
     )
     made.cards([card(plain(text)) for text in interleaved_samples(out / "interleaved" / "heldout")], grid=False)
     made.heading("The same by hand, and at scale")
-    made.table(["step", "here", "at scale"], [[s.title, s.command, s.at_scale] for s in steps])
+    shown = [(s.title, s.command, f"at scale: {s.at_scale}" if s.at_scale else "") for s in steps]
+    made.cards([card(words(title), code(here), words(scale)) for title, here, scale in shown], grid=False)
     path = out / "report.html"
     write_text_atomic(path, made.render())
     return path
