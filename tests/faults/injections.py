@@ -1,6 +1,7 @@
 """Faults as callbacks, so that a config can name them: each strikes one rank at one step."""
 
 import ctypes
+import errno
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from callbacks import checkpoint
 from speechlm.tokens.clock import Clock
 from tests.dummies import DummyData, Stream
 
@@ -138,17 +140,45 @@ class _SlowStream(Stream):
 
 
 class Strike(Fault):
-    """What ends or stops a process, in the middle of a batch: a signal to itself, an error, or a call that never lets go."""
+    """What ends or stops a process in a batch: a signal to itself, an error, or a call that never lets go.
 
-    def __init__(self, steps: list[int], rank: int | None = None, kind: str = "SIGKILL", seconds: float = 60.0) -> None:
+    Args:
+        steps: see `Fault`.
+        rank: see `Fault`.
+        kind: what happens.
+        seconds: how long it lasts.
+        where: "forward", "backward" or "optimizer".
+    """
+
+    def __init__(
+        self,
+        steps: list[int],
+        rank: int | None = None,
+        kind: str = "SIGKILL",
+        seconds: float = 60.0,
+        where: str = "backward",
+    ) -> None:
         super().__init__(steps, rank)
-        self.kind, self.seconds = kind, seconds
+        self.kind, self.seconds, self.where = kind, seconds, where
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._strike(trainer, "forward")
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        if not self.strikes(trainer):
+        self._strike(trainer, "backward")
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self._strike(trainer, "optimizer")
+
+    def _strike(self, trainer: L.Trainer, where: str) -> None:
+        if where != self.where or not self.strikes(trainer):
             return
         if self.kind.startswith("SIG"):
-            os.kill(os.getpid(), getattr(signal, self.kind))
+            for number, name in enumerate(self.kind.split()):
+                time.sleep(self.seconds if number else 0)
+                os.kill(os.getpid(), getattr(signal, name))
         elif self.kind == "error":
             raise ValueError("a deliberate error")
         elif self.kind == "abort":
@@ -161,3 +191,26 @@ class Strike(Fault):
             ctypes.string_at(0)
         else:
             raise AssertionError(self.kind)
+
+
+class FailingDisk(L.Callback):
+    """Some of a run's saves fail as a disk would fail.
+
+    Args:
+        saves: which of them, from 0.
+        error: name of the error, such as ENOSPC.
+    """
+
+    def __init__(self, saves: list[int], error: str = "ENOSPC") -> None:
+        self.saves, self.error, self.count = saves, getattr(errno, error), 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        write = checkpoint.write_part
+
+        def fails(*args: Any, **kwargs: Any) -> Any:
+            number, self.count = self.count, self.count + 1
+            if number in self.saves:
+                raise OSError(self.error, os.strerror(self.error))
+            return write(*args, **kwargs)
+
+        checkpoint.write_part = fails

@@ -7,7 +7,9 @@ import torch
 import yaml
 
 from callbacks.jsonl import read_metrics
-from speechlm.runs import read_weights
+from speechlm import runs
+from speechlm.checkpoint.read import read_tensors
+from speechlm.checkpoint.state import WEIGHTS
 from tests.fit_runs import CONFIG
 
 Named = tuple[str, dict[str, Any]]
@@ -45,8 +47,9 @@ def losses(folder: Path) -> dict[int, float]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """At the end of the run."""
-    path = folder / "runs" / "dummy" / "checkpoints" / "last.ckpt"
-    return read_weights(path)
+    newest = runs.newest_checkpoint(folder / "runs" / "dummy")
+    assert newest is not None
+    return read_tensors(newest.path, f"{WEIGHTS}.")
 
 
 def fault(name: str, *steps: int, **settings: Any) -> Named:
