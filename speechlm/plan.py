@@ -8,7 +8,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from speechlm import fit
 from speechlm.files import write_text_atomic
+from speechlm.fit import ParsedCLI, build
 from speechlm.nn.speed import Speed
 from speechlm.planning.calibrate import Calibrated, calibrate
 from speechlm.planning.machines import Machine, machine
@@ -30,14 +29,6 @@ from speechlm.stages.speech_tokenizer import SpeechTokenizer
 from speechlm.stages.vocoder import Vocoder
 
 EFFICIENCY = 0.4  # published PyTorch stacks on H100: 0.34 to 0.46 (docs/performance.md)
-Planner = Callable[[dict[str, Any], Machine, str], Plan]
-
-
-class Parsed(fit.FitCLI):
-    """The CLI of training up to the point where weights would be loaded."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is built."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,11 +82,8 @@ def plan_of(path: str, args: argparse.Namespace) -> tuple[Plan, Calibrated | Non
 
 
 def _parsed(path: str, folder: str) -> dict[str, Any]:
-    class_of, fit.FitCLI = fit.FitCLI, Parsed  # type: ignore[misc]
-    try:
-        return fit.build(["--config", path, "--runs_dir", folder]).plain_config
-    finally:
-        fit.FitCLI = class_of  # type: ignore[misc]
+    """Every setting, as training would have it; nothing is built."""
+    return build(["--config", path, "--runs_dir", folder], ParsedCLI).plain_config
 
 
 def _stage(class_path: str) -> type:
@@ -107,7 +95,7 @@ def _calibrated(config: dict[str, Any], args: argparse.Namespace) -> Calibrated:
     run = _slice(config, args)
     model = config["model"]["init_args"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    attention = model.get("attention") if device.type == "cuda" else "auto"
+    attention: Any = model.get("attention") if device.type == "cuda" else "auto"
     return calibrate(run, device, 20, args.document_tokens, attention or "auto", Speed(**(model.get("speed") or {})))
 
 

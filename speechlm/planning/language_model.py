@@ -164,8 +164,8 @@ def _copies(run: LMRun, count: int, in_layers: int, head: int, layers: int) -> f
 
 
 def _working(run: LMRun, kept: float) -> float:
-    """Bytes of a layer's backward pass: what it keeps and about half as much of gradients of it."""
-    return 1.5 * kept
+    """Bytes of a layer on its way back: what it keeps, of which gradients take the place."""
+    return kept
 
 
 def _loss(run: LMRun, head: int, trained: int) -> float:

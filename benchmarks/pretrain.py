@@ -1,0 +1,372 @@
+"""The language model's training against Hugging Face's Trainer and a hand-written loop: same weights, same documents, one run.
+
+    python benchmarks/pretrain.py [--width 128 --layers 4 --vocab 8192 --row_len 512 --rows 4] [--steps 6] [--rounds 3]
+                                  [--device cuda --precision bf16] [--only lightning,plain,…] [--json FILE]
+
+- `lightning`: `speechlm.fit`'s own stack: `SpeechLM`, rows from disk, clipping, schedule, fused AdamW, logs, `Throughput`.
+- `plain`: a loop of twenty lines around the same network and rows, that clips and logs nothing else.
+- `dense`: the same loop with a dense mask of S x S for torch's attention, as a packed batch usually has it.
+- `hf grouped`: transformers' Trainer and model, padded batches grouped by length, fused AdamW, SDPA, as many positions a batch.
+- `hf padded`: the same in random order, which is its default.
+
+Documents are log-normal in length (mean `--mean`, sigma 0.8), cut at a row. Contestants take turns, round after round, in one
+process. Useful tokens are ids that are not padding; speeds are medians over the steps of all rounds, by processor time on a CPU
+(which other work does not slow down) and by the clock on a GPU. Needs `accelerate` for the Trainer.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    Qwen2Config,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from callbacks.jsonl import JsonlLogger
+from callbacks.throughput import Throughput
+from datamodules.mixture import RowSource
+from datamodules.rows import RowsDataModule
+from speechlm.nn.document_attention import Attention
+from speechlm.nn.packed_lm import PackedLM
+from speechlm.nn.recompute import Recompute
+from speechlm.nn.speed import Speed
+from speechlm.stages.optim import AdamWSettings
+from speechlm.stages.speech_lm import SpeechLM
+from speechlm.tokens.clock import Clock
+from speechlm.tokens.filling import RowFiller
+from speechlm.tokens.rows import index_of, row_writer, write_index
+from speechlm.tokens.templates import Written
+from speechlm.tokens.vocab import Vocab
+
+NAMES = ("lightning", "plain", "dense", "hf grouped", "hf padded")
+SETTINGS = AdamWSettings(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, eps=1e-8, decay="constant", fused=True)
+WARM = 2  # steps of every turn that are not counted
+
+
+class Clocks:
+    """Seconds between steps, and useful ids of each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds, self.tokens = device, [], []  # type: tuple[torch.device, list[float], list[int]]
+        self.at: float | None = None
+
+    def now(self) -> float:
+        """Processor time, or the clock's when the GPU has done everything."""
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def step(self, tokens: int) -> None:
+        """A step has ended."""
+        now = self.now()
+        if self.at is not None:
+            self.seconds.append(now - self.at)
+            self.tokens.append(tokens)
+        self.at = now
+
+    def speeds(self) -> list[float]:
+        """Useful ids per second: of the steps together, warm-up left out (padded batches differ by far)."""
+        kept = slice(WARM - 1, None)
+        return [sum(self.tokens[kept]) / sum(self.seconds[kept])]
+
+
+class Bench:
+    """Documents, weights, and the contestants.
+
+    Args:
+        args: of the command line.
+        folder: for rows and logs.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder, self.device = args, folder, torch.device(args.device)
+        self.vocab = Vocab(num_text=args.vocab - 256, num_speech=128)
+        self.shape = shape_of(args)
+        self.shape.save_pretrained(folder / "lm")
+        self.steps = args.steps + WARM
+        needed = self.steps * args.rows * args.row_len * 2
+        rng = np.random.default_rng(0)
+        lengths = rng.lognormal(np.log(args.mean) - 0.32, 0.8, 3 * needed // args.mean).astype(np.int64)
+        lengths = np.clip(lengths, 8, args.row_len)
+        lengths = lengths[: int(np.searchsorted(lengths.cumsum(), needed)) + 1]
+        self.documents = [rng.integers(0, len(self.vocab), n) for n in lengths]
+        self._write_rows()
+
+    def _write_rows(self) -> None:
+        rows = self.folder / "rows"
+        rows.mkdir()
+        with row_writer(
+            rows / "0.rows", self.args.row_len, self.vocab.hash, len(self.vocab), {"source": "a"}
+        ) as writer:
+            filler = RowFiller(writer, self.vocab, 2**22)
+            for document in self.documents:
+                filler.add(Written(document, 0))
+            filler.finish()
+        write_index(rows, index_of([rows / "0.rows"]))
+
+    def data(self) -> RowsDataModule:
+        """Packed rows, without an end."""
+        return RowsDataModule(Clock(), [RowSource(str(self.folder / "rows"), weight=1.0)], batch_rows=self.args.rows)
+
+    def stage(self, attention: Attention = "auto") -> SpeechLM:
+        """The weights are those of everybody."""
+        return SpeechLM(
+            Clock(), self.vocab, str(self.folder / "lm"), from_scratch=True, attention=attention, optimizer=SETTINGS,
+            activation_checkpointing=self.args.recompute, loss_chunk=self.args.loss_chunk, speed=Speed(compile=self.args.compile),
+        )  # fmt: skip
+
+    def lightning(self, clocks: Clocks) -> None:
+        """The whole stack."""
+
+        class Watch(L.Callback):
+            def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+                clocks.step(batch.num_tokens)
+
+        trainer = L.Trainer(
+            accelerator="gpu" if self.device.type == "cuda" else "cpu",
+            devices=1,
+            precision="bf16-mixed" if self.args.precision == "bf16" else "32-true",
+            max_steps=self.steps,
+            gradient_clip_val=1.0,
+            logger=JsonlLogger(str(self.folder / "run")),
+            callbacks=[Watch(), Throughput(every=10)],
+            log_every_n_steps=10,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(self.stage(), datamodule=self.data())
+
+    def plain(self, clocks: Clocks, attention: Attention = "auto") -> None:
+        """A loop as one would write it."""
+        stage = self.stage(attention).to(self.device)
+        network: PackedLM = stage.model
+        if self.args.compile:
+            for layer in stage.lm.base_model.layers:
+                layer.compile()
+        optimizer, _ = SETTINGS.build(stage, self.steps)
+        for _, batch in zip(range(self.steps), self.data().train_dataloader(), strict=False):
+            tokens = batch.num_tokens
+            inputs = [x.to(self.device, non_blocking=True) for x in (batch.ids, batch.loss_mask, batch.doc_ids)]
+            with self.autocast():
+                loss = network(
+                    *inputs, batch.position_ids.to(self.device), batch.predicted.to(self.device)
+                ).losses.mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            clocks.step(tokens)
+
+    def dense(self, clocks: Clocks) -> None:
+        """The loop with a mask of S x S."""
+        self.plain(clocks, "sdpa")
+
+    def trainer(self, clocks: Clocks, grouped: bool) -> None:
+        """Transformers' own, with documents padded to the longest of a batch."""
+        model = AutoModelForCausalLM.from_config(self.shape, dtype=torch.float32, attn_implementation="sdpa")
+        model.load_state_dict(self.stage().lm.state_dict())
+        examples = [{"input_ids": torch.from_numpy(d), "length": len(d)} for d in self.documents]
+        each = max(1, self.args.rows * self.args.row_len // int(np.mean([len(d) for d in self.documents])))
+        sizes: list[int] = []
+
+        def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+            ids = torch.nn.utils.rnn.pad_sequence([one["input_ids"] for one in batch], True, -100)
+            sizes.append(int((ids >= 0).sum()))
+            return {"input_ids": ids.clamp(min=0), "labels": ids, "attention_mask": (ids >= 0).long()}
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                clocks.step(sizes[len(clocks.seconds) + (clocks.at is not None)])
+
+        settings = TrainingArguments(
+            output_dir=str(self.folder / "hf"),
+            max_steps=self.steps,
+            per_device_train_batch_size=each,
+            bf16=self.args.precision == "bf16",
+            optim="adamw_torch_fused",
+            max_grad_norm=1.0,
+            learning_rate=1e-4,
+            weight_decay=0.1,
+            lr_scheduler_type="constant",
+            train_sampling_strategy="group_by_length" if grouped else "random",
+            length_column_name="length",
+            report_to=[],
+            save_strategy="no",
+            logging_steps=10,
+            disable_tqdm=True,
+            use_cpu=self.device.type == "cpu",
+            remove_unused_columns=False,
+            torch_compile=self.args.compile,
+            dataloader_pin_memory=self.device.type == "cuda",
+        )
+        Trainer(model, settings, train_dataset=examples, data_collator=collate, callbacks=[Watch()]).train()
+
+    def autocast(self) -> Any:
+        """Of the loop."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.precision == "bf16")
+
+    def turns(self) -> dict[str, Callable[[Clocks], None]]:
+        """Contestants by name."""
+        return {
+            "lightning": self.lightning,
+            "plain": self.plain,
+            "dense": self.dense,
+            "hf grouped": lambda clocks: self.trainer(clocks, grouped=True),
+            "hf padded": lambda clocks: self.trainer(clocks, grouped=False),
+        }
+
+    @torch.no_grad()
+    def leakage(self) -> float:
+        """Largest change of any logit of other documents when one document is changed; 0 is none at all."""
+        stage = self.stage().to(self.device).eval()
+        batch = next(iter(self.data().train_dataloader()))
+        ids, docs, places = (x.to(self.device) for x in (batch.ids, batch.doc_ids, batch.position_ids))
+        with self.autocast():
+            before = stage.model.logits(ids, docs, places)
+            mine = docs == 1
+            after = stage.model.logits(torch.where(mine, (ids + 1) % len(self.vocab), ids), docs, places)
+        assert not torch.equal(before[mine], after[mine])
+        return float((before[~mine] - after[~mine]).abs().max())
+
+
+def shape_of(args: argparse.Namespace) -> PreTrainedConfig:
+    """Of the model."""
+    return Qwen2Config(
+        vocab_size=args.vocab,
+        hidden_size=args.width,
+        intermediate_size=args.inner or 11 * args.width // 4 // 16 * 16,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads or max(1, args.width // 64),
+        num_key_value_heads=args.kv_heads or max(1, args.width // 128),
+        tie_word_embeddings=True,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+
+
+def peak(device: torch.device) -> Iterator[float]:
+    """First a reset; then GiB since."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        yield 0.0
+        yield torch.cuda.max_memory_allocated() / 2**30
+        return
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    yield 0.0
+    yield _resident("VmHWM") - before
+
+
+def _resident(name: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 2**20
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Every contestant, round after round."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, isolate_rng():
+        bench = Bench(args, Path(folder))
+        turns = {name: turn for name, turn in bench.turns().items() if name in args.only.split(",")}
+        speeds: dict[str, list[float]] = {name: [] for name in turns}
+        memory: dict[str, float] = {}
+        for _ in range(args.rounds):
+            for name, turn in turns.items():
+                clocks, watch = Clocks(bench.device), peak(bench.device)
+                next(watch)
+                turn(clocks)
+                memory[name] = max(memory.get(name, 0.0), next(watch))
+                speeds[name] += clocks.speeds()
+        results = {name: _spread(of) | {"peak_gib": round(memory[name], 3)} for name, of in speeds.items()}
+        ours = results.get("lightning", {}).get("median", 0.0)
+        ratios = {f"lightning to {n}": round(ours / r["median"], 3) for n, r in results.items() if ours}
+        if {"plain", "dense"} <= results.keys():
+            ratios["packed by document to dense mask"] = round(
+                results["plain"]["median"] / results["dense"]["median"], 3
+            )
+        leakage = bench.leakage()
+        padding = 1 - sum(len(d) for d in bench.documents) / (len(bench.data().stream.folders[0]) * args.row_len)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    given = {
+        name: getattr(args, name)
+        for name in ("width", "layers", "vocab", "row_len", "rows", "mean", "precision", "steps", "rounds")
+    }
+    return {"commit": commit, "torch": torch.__version__, "device": args.device, **given, "useful_tokens_per_sec": results,
+            "ratios": ratios, "largest_change_across_documents": leakage, "padding_of_rows": round(padding, 4)}  # fmt: skip
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 1), "min": round(min(values), 1), "max": round(max(values), 1)}
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Of the command line; the defaults are for one CPU core."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    sizes = {
+        "width": 128,
+        "layers": 4,
+        "vocab": 8192,
+        "row_len": 512,
+        "rows": 4,
+        "mean": 150,
+        "steps": 6,
+        "rounds": 3,
+        "loss_chunk": 512,
+        "inner": 0,
+        "heads": 0,
+        "kv_heads": 0,
+    }
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--only", default=",".join(NAMES))
+    parser.add_argument("--recompute", type=_recompute, default=False, help="true, a number, selective or products")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(argv)
+
+
+def _recompute(text: str) -> Recompute:
+    return (
+        {"true": True, "false": False}.get(text) if text in ("true", "false") else int(text) if text.isdigit() else text
+    )  # type: ignore[return-value]
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print JSON."""
+    args = arguments(argv)
+    torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
+    result = run(args)
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+if __name__ == "__main__":
+    main()
