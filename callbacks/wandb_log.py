@@ -106,14 +106,14 @@ class WandbLog(WandbLogger):
         self.experiment.log({key: table, **{k: v for k, v in media.items() if v}, "trainer/global_step": step})
 
     def log_counts(self, key: str, counts: np.ndarray, step: int) -> None:
-        """Send how often each of (V,) things occurs, as a histogram of at most 512 bars."""
+        """Send how often each of (V,) things occurs, as a histogram of at most 64 bars."""
         self._guarded(self._log_counts, key, counts, step)
 
     @rank_zero_only
     def _log_counts(self, key: str, counts: np.ndarray, step: int) -> None:
         from wandb import Histogram
 
-        parts = np.array_split(counts, min(512, len(counts)))
+        parts = np.array_split(counts, min(64, len(counts)))
         edges = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
         bars = Histogram(np_histogram=(np.array([part.sum() for part in parts]), edges))
         self.experiment.log({key: bars, "trainer/global_step": step})
