@@ -1,6 +1,6 @@
 """Memory and time of the loss over a vocabulary of speech and text, against all logits at once, in one run.
 
-    python benchmarks/lm_loss.py [--positions 1024] [--width 512] [--vocab 168960] [--repeats 3]
+    python benchmarks/lm_loss.py [--positions 1024] [--width 512] [--vocab 168960] [--chunk 128] [--repeats 3]
 
 Forward and backward of the mean cross-entropy to states and weight in float32 and bfloat16: CPU seconds, and the peak of memory
 above what there was before. Each form runs in a process of its own. "whole" is `F.cross_entropy(states @ weight.T)`, as
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from speechlm.nn.losses import token_losses
 
-CHUNK = 128
+CHUNK = [128]  # positions at a time
 
 
 def whole(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -38,14 +38,14 @@ def checkpointed(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     def summed(part: Tensor, own: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(part, weight).float(), own, reduction="sum")
 
-    parts = zip(states.split(CHUNK), labels.split(CHUNK), strict=True)
+    parts = zip(states.split(CHUNK[0]), labels.split(CHUNK[0]), strict=True)
     losses = [checkpoint(summed, part, own, use_reentrant=False) for part, own in parts]
     return torch.stack(losses).sum() / len(labels)
 
 
 def ours(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """The product's."""
-    return token_losses(states, weight, labels, CHUNK).mean()
+    return token_losses(states, weight, labels, CHUNK[0]).mean()
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -90,9 +90,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocab", type=int, default=168_960)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--chunk", type=int, default=128)
     parser.add_argument("--only", help="one form, as JSON: used by the benchmark itself")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
+    CHUNK[0] = args.chunk
     if args.only:
         print(json.dumps(measure(args.only, getattr(torch, args.dtype), args)))
         return

@@ -47,7 +47,7 @@ def token_losses(states: Tensor, weight: Tensor, labels: Tensor, chunk: int = 12
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):
-        return _TokenLosses.apply(states.to(dtype), weight.to(dtype), labels, chunk, z_loss)
+        return _TokenLosses.apply(states.to(dtype), weight, labels, chunk, z_loss)
 
 
 class _TokenLosses(Function):
@@ -55,6 +55,10 @@ class _TokenLosses(Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, chunk: int, z_loss: float) -> Tensor:
+        ctx.weight_dtype, weight = (
+            weight.dtype,
+            weight.to(states.dtype),
+        )  # so that its gradient is never rounded on the way
         norms, targets = states.new_empty(len(states), dtype=torch.float32), []
         for begin in range(0, len(states), chunk):
             logits = F.linear(states[begin : begin + chunk], weight).float()
@@ -73,14 +77,14 @@ class _TokenLosses(Function):
         for begin in range(0, len(states), ctx.chunk):
             part = slice(begin, begin + ctx.chunk)
             outer = gradients[0][part, None]
-            share = (F.linear(states[part], weight).float() - norms[part, None]).exp_()  # softmax
+            share = F.linear(states[part], weight).float().sub_(norms[part, None]).exp_()  # softmax
             share *= outer * (1 + 2 * ctx.z_loss * norms[part, None])
             share.scatter_add_(-1, labels[part, None], -outer)
             logits_grad = share.to(weight.dtype)
             torch.mm(logits_grad, weight, out=states_grad[part])
             if weight_grad is not None:
                 _add_product(weight_grad, logits_grad.T, states[part])
-        return states_grad, None if weight_grad is None else weight_grad.to(weight.dtype), None, None, None
+        return states_grad, None if weight_grad is None else weight_grad.to(ctx.weight_dtype), None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
