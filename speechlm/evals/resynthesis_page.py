@@ -1,13 +1,17 @@
 """The listening page of resynthesised recordings: each beside its original, to hear and to see."""
 
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 import torch
+from scipy.signal import resample_poly
 
 from speechlm.evals.pictures import mel_above_mel
 from speechlm.evals.report_page import Page, card, facts, picture, plain, player, words
 from speechlm.nn.mel import MelSpectrogram
+
+OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,17 @@ def _card(pair: Pair, rate_hz: int) -> str:
     seconds = len(pair.original) / rate_hz
     mel = MelSpectrogram(rate_hz, max_hz=None)
     above, below = (_mel(mel, audio) for audio in (pair.original, pair.made))
-    sounds = [(name, player(audio, rate_hz)) for name, audio in (("original", pair.original), ("made", pair.made))]
+    sounds = [(name, _player(audio, rate_hz)) for name, audio in (("original", pair.original), ("made", pair.made))]
     length = ("length", plain(f"{seconds:.2f} s, {pair.num_tokens} tokens"))
     image = picture(mel_above_mel(above, below, mel.hop_samples / rate_hz), f"log-mels of {pair.name}")
     return card(words(pair.name), facts([*sounds, length]), image)
+
+
+def _player(audio: np.ndarray, rate_hz: int) -> str:
+    """A player at the next higher rate that Opus has."""
+    to_hz = next((rate for rate in OPUS_RATES_HZ if rate >= rate_hz), OPUS_RATES_HZ[-1])
+    common = gcd(rate_hz, to_hz)
+    return player(np.asarray(resample_poly(audio, to_hz // common, rate_hz // common), np.float32), to_hz)
 
 
 def _mel(mel: MelSpectrogram, audio: np.ndarray) -> np.ndarray:
