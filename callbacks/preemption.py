@@ -39,13 +39,14 @@ class Preemption(L.Callback):
         self._at = 0.0
         self._process = os.getpid()
         self._saved_step = -1
+        self._leaving = 0
         self._group: Any = None
         self._before: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """SIGUSR1 is listened to from here on; unheard, it ends a process."""
         if stage == "fit":
-            self._process, self._signal = os.getpid(), 0
+            self._process, self._signal, self._leaving = os.getpid(), 0, 0
             self._listen(signal.SIGUSR1)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -63,9 +64,21 @@ class Preemption(L.Callback):
         if trainer.global_step == self._saved_step:
             return
         self._saved_step = trainer.global_step
-        number = self._agreed()
-        if number:
-            self._end(trainer, number)
+        self._leaving = self._agreed()
+        if self._leaving:
+            self._save(trainer)  # and leave at the next hook, when Lightning has logged this step as well
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leave, once the step before is saved and logged."""
+        self._leave(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave before a validation rather than after it."""
+        self._leave(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave between epochs."""
+        self._leave(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave signals as they were."""
@@ -100,11 +113,17 @@ class Preemption(L.Callback):
         dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
         return int(number)
 
-    def _end(self, trainer: L.Trainer, number: int) -> None:
+    def _save(self, trainer: L.Trainer) -> None:
         saver = next((callback for callback in cast(Any, trainer).callbacks if isinstance(callback, Checkpoints)), None)
         if saver is not None:
             saver.after_step(trainer)
             saver.save(trainer, wait=True)
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        """End with the signal's code; a run that has all of its steps ends as it would have."""
+        number = self._leaving
+        if not number or 0 <= trainer.max_steps <= trainer.global_step:
+            return
         said = ""
         if number == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
             said = requeue_job(dict(os.environ))
