@@ -89,12 +89,14 @@ class DocumentScribe:
             raise Unusable("no text")
         if "{speech}" in needs and not len(document.speech):
             raise Unusable("no tokens")
+        if self.writer.voiced and not document.voice:
+            raise Unusable("no voice", "the template has {voice}, and the cut has no speaker")
         left = iter(texts)
         parts = [(kind, next(left) if isinstance(value, str) else value) for kind, value in document.parts]
         if "{parts}" in needs and not any(len(ids) for _, ids in parts):
             raise Unusable("no parts")
         try:
-            written = self.writer.write(texts[0] if texts else None, document.speech, parts)
+            written = self.writer.write(texts[0] if texts else None, document.speech, parts, document.voice)
         except ValueError as error:
             raise Unusable("id out of range", str(error)) from None
         if self.kind in ("asr", "tts") and len(written.ids) > self.row_len:

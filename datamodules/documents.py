@@ -43,6 +43,7 @@ class Raw:
         parts: of interleaved documents, ("text", string or ids) and ("speech", codes).
         problem: why it can not be used, empty where it can.
         detail: more about the problem.
+        voice: who speaks, "" where nobody says.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Raw:
     parts: list[tuple[str, Any]] = field(default_factory=list)
     problem: str = ""
     detail: str = ""
+    voice: str = ""
 
 
 def files_of(paths: list[str], kind: Kind) -> list[Path]:
@@ -104,7 +106,8 @@ def _cuts(path: Path) -> Iterator[Raw]:
     folder = TokenFolder.find(path.parent)
     for cut in CheckedCuts([path], check=folder.check if folder else None):
         try:
-            yield Raw(cut.id, text_of(cut), tokens_of(cut))
+            voice = (cut.supervisions[0].speaker or "") if cut.supervisions else ""
+            yield Raw(cut.id, text_of(cut), tokens_of(cut), voice=str(voice))
         except (ValueError, OSError) as error:
             yield Raw(cut.id, problem="no tokens", detail=str(error))
 

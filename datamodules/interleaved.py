@@ -1,11 +1,12 @@
 """Interleaved documents on disk: text ids and speech codes in turns, a shard a file.
 
-A shard is a safetensors file of five flat tensors, and is made whole or not at all:
+A shard is a safetensors file of six tensors, and is made whole or not at all:
 
     values     (N,) uint32   text-tokenizer ids and speech codes, part after part
     part_ends  (P,) int64    in `values`, behind each part
     speech     (P,) bool     whether a part is speech
     doc_ends   (D,) int64    in parts, behind each document
+    chars      (P, 2) int64  [start, end) of each part in the document's text, in characters; -1 where nobody says
     names      (B,) uint8    the documents' ids in UTF-8, each followed by a zero byte
 
 Its metadata is one JSON object, `about` (several entries would be written in any order, and the same shard have many forms): it
@@ -25,8 +26,15 @@ from safetensors.numpy import save
 
 from speechlm.files import write_bytes_atomic
 
-FORMAT = "speechlm interleaved 2"
-TENSORS = {"values": np.uint32, "part_ends": np.int64, "speech": np.bool_, "doc_ends": np.int64, "names": np.uint8}
+FORMAT = "speechlm interleaved 3"
+TENSORS = {
+    "values": np.uint32,
+    "part_ends": np.int64,
+    "speech": np.bool_,
+    "doc_ends": np.int64,
+    "chars": np.int64,
+    "names": np.uint8,
+}
 
 
 class Interleaved(NamedTuple):
@@ -34,6 +42,7 @@ class Interleaved(NamedTuple):
 
     id: str
     parts: list[tuple[str, np.ndarray]]  # ("text", ids of the text tokenizer) or ("speech", codes)
+    chars: list[tuple[int, int]] | None = None  # [start, end) of each part in the text it was made of
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ def write_interleaved(path: str | Path, documents: Iterable[Interleaved], making
     values: list[np.ndarray] = []
     kinds: list[bool] = []
     doc_ends: list[int] = []
+    chars: list[tuple[int, int]] = []
     names = bytearray()
     for document in documents:
         for kind, ids in document.parts:
@@ -75,12 +85,14 @@ def write_interleaved(path: str | Path, documents: Iterable[Interleaved], making
             values.append(np.asarray(ids))
             kinds.append(kind == "speech")
         doc_ends.append(len(kinds))
+        chars += document.chars or [(-1, -1)] * len(document.parts)
         names += document.id.encode("utf-8", "replace") + b"\0"
     tensors = {
         "values": np.concatenate(values) if values else np.zeros(0),
         "part_ends": np.cumsum([len(one) for one in values]),
         "speech": np.array(kinds),
         "doc_ends": np.array(doc_ends),
+        "chars": np.array(chars, np.int64).reshape(-1, 2),
         "names": np.frombuffer(bytes(names), np.uint8),
     }
     typed: dict[str, np.ndarray] = {
@@ -126,7 +138,8 @@ def read_interleaved(path: str | Path) -> Iterator[Interleaved]:
             )
             for i in range(first, last)
         ]
-        yield Interleaved(name, parts)
+        chars = [(int(a), int(b)) for a, b in tensors["chars"][first:last]]
+        yield Interleaved(name, parts, chars if all(a >= 0 for a, _ in chars) else None)
         first = last
 
 

@@ -14,31 +14,32 @@ import hashlib
 import itertools
 import json
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from datamodules.documents import Raw, files_of, read_documents
+from datamodules.documents import Raw, Unusable, files_of, read_documents
 from datamodules.interleaved import Interleaved, Making, write_interleaved
 from datamodules.sealed import read_sealed, seal_of, write_sealed
+from datamodules.speaking import Flow, OpenShard, Shard, Watcher, Work
 from speechlm.conservation import Account
-from speechlm.engines.base import Engine, Generation, Prompt, Sampling
+from speechlm.engines.base import Engine, Sampling
 from speechlm.engines.checks import SpeechChecks
-from speechlm.spoken_text import speakable, spoken
+from speechlm.spoken_text import spoken
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.interleave import Document, Segment, plan, segments
+from speechlm.tokens.keyed import key_of
 from speechlm.tokens.templates import Template, Writer
 from speechlm.tokens.vocab import Vocab
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 JOB = "job.json"
-Shard = tuple[int, int]  # file, and which of its shards
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class InterleaveSettings:
         max_document_chars: longer documents are cut off here.
         checks: bounds on what is generated.
         template: how text-to-token rows are written, as the model was trained; null is the default of `tts`.
+        voices: names for ``{voice}`` in the template; each document is in one of them.
     """
 
     ratio: float = 0.3
@@ -87,6 +89,7 @@ class InterleaveSettings:
     max_document_chars: int = 200_000
     checks: SpeechChecks = field(default_factory=SpeechChecks)
     template: Template | None = None
+    voices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.tries, self.shard_documents, self.open_shards, self.max_document_chars) < 1:
@@ -94,41 +97,6 @@ class InterleaveSettings:
                 f"tries, shard_documents, open_shards and max_document_chars must be at least 1, got {self.tries}, "
                 f"{self.shard_documents}, {self.open_shards} and {self.max_document_chars}"
             )
-
-
-class Watcher(Protocol):
-    """Who wants to know how far it is."""
-
-    def spoke(self, spans: int, ids: int) -> None:
-        """So many more spans have come back, as so many speech ids."""
-        ...
-
-    def shard_done(self, documents: int, kept: bool) -> None:
-        """A shard is there, made now or before."""
-        ...
-
-
-@dataclass
-class _Work:
-    """A document whose spans are being spoken."""
-
-    shard: Shard
-    number: int  # in its shard
-    id: str
-    text: str
-    segments: list[Segment]
-    speech: dict[int, np.ndarray] = field(default_factory=dict)  # codes by segment
-    waiting: int = 0  # spans that have not come back
-
-
-@dataclass
-class _Open:
-    """A shard whose documents are at work."""
-
-    left: int
-    documents: dict[int, Interleaved] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
 
 
 class InterleaveJob:
@@ -149,6 +117,8 @@ class InterleaveJob:
         ValueError: the folder was begun with something else, or the template has no end of speech.
     """
 
+    suffix = ".safetensors"
+
     def __init__(
         self,
         source: TextSource,
@@ -163,8 +133,9 @@ class InterleaveJob:
         self.source, self.settings, self.vocab, self.tokenizer = source, settings, vocab, tokenizer
         self.folder, self.sampling = folder, sampling
         self.writer = text_to_token_writer(settings.template, vocab, tokenizer)
-        self.files = files_of(source.paths, "text")
-        plan_of = {
+        self.require_voices()
+        self.files = self.find_files()
+        plan = {
             "schema": SCHEMA,
             "source": asdict(source),
             "settings": {k: v for k, v in asdict(settings).items() if k != "open_shards"},
@@ -173,9 +144,10 @@ class InterleaveJob:
             "text_tokenizer": tokenizer.fingerprint,
             "model": model,
             "files": [[str(file), file.stat().st_size] for file in self.files],
+            **self.plan_of(),
         }
-        self.seal = seal_of(plan_of)
-        self._begin(plan_of)
+        self.seal = seal_of(plan)
+        self._begin(plan)
         self.making = Making(
             vocab.text_tokenizer or tokenizer.fingerprint,  # an export's tokenizer has the speech tokens' names besides
             vocab.speech_tokenizer,
@@ -188,11 +160,30 @@ class InterleaveJob:
             },
         )
 
+    def find_files(self) -> list[Path]:
+        """Files of the source, in order."""
+        return files_of(self.source.paths, "text")
+
+    def plan_of(self) -> dict[str, Any]:
+        """What the folder is made with besides."""
+        return {}
+
+    def require_voices(self) -> None:
+        """The template and the settings agree on voices.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.writer.voiced != bool(self.settings.voices):
+            raise ValueError(
+                f"the template has {'a' if self.writer.voiced else 'no'} {{voice}}, and `voices` is {self.settings.voices}"
+            )
+
     # -- what is there -------------------------------------------------------------------------------------------------
 
     def path(self, shard: Shard) -> Path:
         """File of a shard."""
-        return self.folder / f"{shard[0]:05d}-{shard[1]:05d}.safetensors"
+        return self.folder / f"{shard[0]:05d}-{shard[1]:05d}{self.suffix}"
 
     def done(self, shard: Shard) -> dict[str, Any] | None:
         """What is said of a shard that is there, whole and made as it would be made now; None where it is not."""
@@ -228,7 +219,7 @@ class InterleaveJob:
 
     def run(self, engine: Engine, rank: int, world_size: int, watcher: Watcher) -> None:
         """Make this process's share of the shards that are not there."""
-        flow = _Flow(self, rank, world_size, watcher, engine.max_length)
+        flow = Flow(self, rank, world_size, watcher, engine.max_length)
         while flow.unfinished:
             for generation in engine.generate(flow.prompts(), self.sampling):
                 flow.take(generation)
@@ -242,8 +233,7 @@ class InterleaveJob:
         for number, file in enumerate(self.files):
             if by_file and number % world_size != rank:
                 continue
-            documents = read_documents(file, "text", self.source.text_field, self.source.id_field)
-            documents = itertools.islice(documents, self.source.max_documents)
+            documents = itertools.islice(self.documents_of(file), self.source.max_documents)
             index = 0
             while part := list(itertools.islice(documents, self.settings.shard_documents)):
                 if by_file or (number + index) % world_size == rank:
@@ -252,30 +242,87 @@ class InterleaveJob:
             if by_file or number % world_size == rank:
                 write_sealed(self.folder / f"{number:05d}.json", {"shards": index})
 
+    @property
+    def checks(self) -> SpeechChecks:
+        """See `Job.checks`."""
+        return self.settings.checks
+
+    @property
+    def tries(self) -> int:
+        """See `Job.tries`."""
+        return self.settings.tries
+
+    @property
+    def open_shards(self) -> int:
+        """See `Job.open_shards`."""
+        return self.settings.open_shards
+
+    def documents_of(self, file: Path) -> Iterator[Raw]:
+        """Documents of a file, in order."""
+        for raw in read_documents(file, "text", self.source.text_field, self.source.id_field):
+            raw.text = raw.text[: self.settings.max_document_chars]
+            raw.id = raw.id.replace("\0", "\ufffd")
+            raw.voice = one_of(self.settings.voices, raw.id, self.settings.seed)
+            yield raw
+
     def spans_of(self, raw: Raw) -> list[Segment]:
         """A document in segments of text and speech."""
         document = Document(raw.id, raw.text)
         s = self.settings
         return segments(raw.text, plan(document, s.epoch, s.seed, s.ratio, s.mean_span))
 
-    def prompt(self, text: str) -> tuple[np.ndarray, int]:
+    def prompt(self, raw: Raw, segment: Segment) -> tuple[np.ndarray, int]:
         """What the model is asked for a span, and the number of its text ids.
 
         Raises:
             ValueError: the text gives a special token whatever is done.
         """
-        ids = self.tokenizer.encode([spoken(text, self.source.language)])[0]
-        return self.writer.opening(ids), len(ids)
+        return self.asked(raw.text[segment.start : segment.end], raw.voice)
 
-    def write(self, shard: Shard, made: _Open) -> None:
+    def asked(self, text: str, voice: str = "") -> tuple[np.ndarray, int]:
+        """The ids that ask for a text to be spoken, and how many of them are text."""
+        ids = self.tokenizer.encode([spoken(text, self.source.language)])[0]
+        return self.writer.opening(ids, voice), len(ids)
+
+    def assembled(self, work: Work) -> Any:
+        """Text and speech in turns; spans that were not spoken are text again, joined with the text around them.
+
+        Raises:
+            Unusable: the text gives a special token.
+        """
+        pieces: list[tuple[int, int, np.ndarray | None]] = []
+        for index, segment in enumerate(work.segments):
+            codes = work.speech.get(index)
+            if codes is None and pieces and pieces[-1][2] is None:
+                pieces[-1] = (pieces[-1][0], segment.end, None)
+            else:
+                pieces.append((segment.start, segment.end, codes))
+        try:
+            texts = self.tokenizer.encode([work.raw.text[a:b] for a, b, codes in pieces if codes is None])
+        except ValueError as error:
+            raise Unusable("special token", str(error)) from None
+        written = iter(texts)
+        parts = [("text", next(written)) if codes is None else ("speech", codes) for _, _, codes in pieces]
+        return Interleaved(work.raw.id, parts, [(a, b) for a, b, _ in pieces])
+
+    def text_ids(self, documents: list[Any]) -> int:
+        """Ids of text in documents."""
+        return sum(len(ids) for document in documents for kind, ids in document.parts if kind == "text")
+
+    def write(self, shard: Shard, made: OpenShard) -> None:
         """A whole shard, and then that it is whole."""
         documents = [made.documents[number] for number in sorted(made.documents)]
-        write_interleaved(self.path(shard), documents, self.making)
+        made.counts["text_ids"] = self.text_ids(documents)
+        self.write_documents(self.path(shard), documents)
         digest = hashlib.sha256(self.path(shard).read_bytes()).hexdigest()
         counts = {name: made.counts[name] for name in COUNTS}
         reasons = dict(sorted(made.reasons.items()))
         commit = {"made_with": self.seal, "shard_sha256": digest, "counts": counts, "reasons": reasons}
         write_sealed(self.path(shard).with_suffix(".json"), commit)
+
+    def write_documents(self, path: Path, documents: list[Any]) -> None:
+        """The file of a shard."""
+        write_interleaved(path, documents, self.making)
 
     def _begin(self, plan_of: dict[str, Any]) -> None:
         path = self.folder / JOB
@@ -318,152 +365,6 @@ def text_to_token_writer(template: Template | None, vocab: Vocab, tokenizer: Tex
     )
 
 
-class _Flow:
-    """Documents on their way through the engine: prompts out, generations in, shards written as they get whole."""
-
-    def __init__(self, job: InterleaveJob, rank: int, world_size: int, watcher: Watcher, room: int) -> None:
-        self.job, self.watcher, self.room = job, watcher, room
-        self.source = job.shards(rank, world_size)
-        self.open: dict[Shard, _Open] = {}
-        self.working: dict[str, tuple[_Work, int, int, int]] = {}  # by key: document, segment, try, text ids
-        self.ready: deque[tuple[_Work, int, int]] = deque()  # document, segment, try
-        self.exhausted = False
-
-    @property
-    def unfinished(self) -> bool:
-        return not self.exhausted or bool(self.open)
-
-    def prompts(self) -> Iterator[Prompt]:
-        """Spans to be spoken, as long as there is one that needs no generation to come back first."""
-        while self.ready or self._next_shard():
-            while self.ready:
-                work, segment, attempt = self.ready.popleft()
-                prompt = self._prompt(work, segment, attempt)
-                if prompt is not None:
-                    yield prompt
-
-    def take(self, generation: Generation) -> None:
-        """Put a generation into its document, or try again."""
-        work, segment, attempt, text_ids = self.working.pop(generation.key)
-        problem = self.job.settings.checks.problem(text_ids, generation)
-        if problem and attempt + 1 < self.job.settings.tries:
-            self.open[work.shard].counts["retries"] += 1
-            self.ready.append((work, segment, attempt + 1))
-            return
-        if problem:
-            self._leave(work, problem)
-        else:
-            codes = np.array(generation.ids, np.int64) - self.job.vocab.speech_offset
-            self._spoken(work, segment, codes, text_ids)
-        self._one_less(work)
-
-    def _next_shard(self) -> bool:
-        """Begin a shard; False where enough are open or none is left."""
-        while not self.exhausted and len(self.open) < self.job.settings.open_shards:
-            shard, documents = next(self.source, ((-1, -1), []))
-            if not documents:
-                self.exhausted = True
-            elif self.job.done(shard) is not None:
-                self.watcher.shard_done(len(documents), kept=True)
-            else:
-                self._begin(shard, documents)
-                if self.ready:
-                    return True
-        return False
-
-    def _begin(self, shard: Shard, documents: list[Raw]) -> None:
-        made = self.open[shard] = _Open(len(documents))
-        made.counts["documents_in"] = len(documents)
-        works = [self._work(shard, number, raw) for number, raw in enumerate(documents)]
-        for work in works:
-            if work is None or not work.waiting:
-                self._done(shard, work)
-
-    def _work(self, shard: Shard, number: int, raw: Raw) -> _Work | None:
-        """A document with its spans in the queue; None where it can not be used."""
-        made = self.open[shard]
-        raw.text = raw.text[: self.job.settings.max_document_chars]
-        problem = raw.problem or ("" if raw.text.strip() else "empty")
-        if problem:
-            made.counts["documents_skipped"] += 1
-            made.reasons[f"document: {problem}"] += 1
-            return None
-        work = _Work(shard, number, raw.id.replace("\0", "\ufffd"), raw.text, self.job.spans_of(raw))
-        for index, segment in enumerate(work.segments):
-            if segment.kind != "speech":
-                continue
-            made.counts["spans"] += 1
-            if why := speakable(raw.text[segment.start : segment.end]):
-                self._leave(work, why)
-            else:
-                work.waiting += 1
-                self.ready.append((work, index, 0))
-        return work
-
-    def _prompt(self, work: _Work, segment: int, attempt: int) -> Prompt | None:
-        """The span's prompt, known by its key until it comes back; None where it can not be asked."""
-        span = work.segments[segment]
-        checks = self.job.settings.checks
-        try:
-            ids, text_ids = self.job.prompt(work.text[span.start : span.end])
-        except ValueError as error:
-            log.debug("%s: %s", work.id, error)
-            ids, text_ids = np.zeros(0, np.int64), 0
-        if not text_ids or len(ids) + checks.max_new(text_ids) > self.room:
-            self._leave(work, "too long" if text_ids else "not speakable")
-            self._one_less(work)
-            return None
-        key = f"{work.shard[0]}/{work.shard[1]}/{work.number}/{segment}/{attempt}"
-        self.working[key] = (work, segment, attempt, text_ids)
-        return Prompt(key, tuple(ids.tolist()), checks.max_new(text_ids), checks.min_new(text_ids))
-
-    def _spoken(self, work: _Work, segment: int, codes: np.ndarray, text_ids: int) -> None:
-        work.speech[segment] = codes
-        counts = self.open[work.shard].counts
-        counts["spoken"] += 1
-        counts["speech_ids"] += len(codes)
-        counts["spoken_text_ids"] += text_ids
-        self.watcher.spoke(1, len(codes))
-
-    def _leave(self, work: _Work, reason: str) -> None:
-        made = self.open[work.shard]
-        made.counts["left_as_text"] += 1
-        made.reasons[f"span: {reason}"] += 1
-
-    def _one_less(self, work: _Work) -> None:
-        work.waiting -= 1
-        if not work.waiting:
-            self._done(work.shard, work)
-
-    def _done(self, shard: Shard, work: _Work | None) -> None:
-        """A document has all its speech, or never gets into the shard."""
-        made = self.open[shard]
-        made.left -= 1
-        document = self._assembled(work) if work is not None else None
-        if work is not None and document is not None:
-            made.documents[work.number] = document
-            made.counts["documents"] += 1
-            made.counts["text_ids"] += sum(len(ids) for kind, ids in document.parts if kind == "text")
-        elif work is not None:
-            made.counts["documents_skipped"] += 1
-            made.reasons["document: special token"] += 1
-        if not made.left:
-            self.job.write(shard, self.open.pop(shard))
-            self.watcher.shard_done(made.counts["documents_in"], kept=False)
-
-    def _assembled(self, work: _Work) -> Interleaved | None:
-        """Text and speech in turns; spans that were not spoken are text again, joined with the text around them."""
-        pieces: list[tuple[int, int, np.ndarray | None]] = []
-        for index, segment in enumerate(work.segments):
-            codes = work.speech.get(index)
-            if codes is None and pieces and pieces[-1][2] is None:
-                pieces[-1] = (pieces[-1][0], segment.end, None)
-            else:
-                pieces.append((segment.start, segment.end, codes))
-        try:
-            texts = self.job.tokenizer.encode([work.text[a:b] for a, b, codes in pieces if codes is None])
-        except ValueError:
-            return None
-        written = iter(texts)
-        parts = [("text", next(written)) if codes is None else ("speech", codes) for _, _, codes in pieces]
-        return Interleaved(work.id, parts)
+def one_of(voices: tuple[str, ...], document: str, seed: int) -> str:
+    """The voice of a document, by its id and the seed; "" where there are none."""
+    return voices[key_of("voice", document, seed) % len(voices)] if voices else ""

@@ -1,4 +1,6 @@
-"""Text to interleaved documents, no waveform ever rendered: `python -m speechlm.synthesize --config configs/synthesize/x.yaml`.
+"""Text to interleaved documents, or chats to spoken dialogues: `python -m speechlm.synthesize --config configs/synthesize/x.yaml`
+
+No waveform is ever rendered.
 
 Any number of processes share the work. Whatever was interrupted, the identical command goes on; see docs/synthesize.md.
 """
@@ -14,9 +16,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from callbacks.synthesis_progress import SynthesisProgress
+from datamodules.chats import ChatSettings
 from datamodules.data_card import DataCard
 from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSource, accounts, text_to_token_writer
 from datamodules.sealed import write_sealed
+from datamodules.speaking_chats import ChatJob
 from speechlm.engines.base import Sampling, Target
 from speechlm.engines.open import EngineSettings, model_hash
 from speechlm.engines.replicas import NoServer
@@ -42,6 +46,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--sources", type=dict[str, TextSource], required=True, help="text corpora by name")
     parser.add_class_arguments(Clock, "clock")
     parser.add_class_arguments(InterleaveSettings, "interleave")
+    parser.add_argument("--chat", type=ChatSettings | None, help="the sources are chats, which become spoken dialogues")
     parser.add_class_arguments(Sampling, "sampling")
     parser.add_argument("--engine", type=EngineSettings, required=True, help="what generates, by class_path")
     parser.add_argument("--target_ids", type=float, default=0.0, help="speech ids wanted in all, to say what they cost")
@@ -93,16 +98,9 @@ class SynthesizeCLI:
                 if Path(name).name != name or name.startswith("."):
                     raise ValueError(f"{name!r} can not be the name of a folder")
                 sampling = replace(built.sampling, seed=built.interleave.seed)
-                jobs[name] = InterleaveJob(
-                    source,
-                    built.interleave,
-                    vocab,
-                    tokenizer,
-                    Path(built.out) / name,
-                    float(built.clock.token_rate_hz),
-                    sampling,
-                    model,
-                )
+                out, rate_hz = Path(built.out) / name, float(built.clock.token_rate_hz)
+                parts = (source, built.interleave, vocab, tokenizer, out, rate_hz, sampling, model)
+                jobs[name] = InterleaveJob(*parts) if built.chat is None else ChatJob(built.chat, *parts)
         return jobs, vocab, tokenizer
 
     def _report(self, name: str, job: InterleaveJob) -> str:
@@ -114,7 +112,9 @@ class SynthesizeCLI:
         share = counts["spoken_text_ids"] / max(1, counts["spoken_text_ids"] + counts["text_ids"])
         documents, spans = accounts(counts, report["reasons"])
         DataCard(
-            f"Interleaved documents, {share:.0%} of the text spoken",
+            "Spoken dialogues"
+            if isinstance(job, ChatJob)
+            else f"Interleaved documents, {share:.0%} of the text spoken",
             "python -m speechlm.synthesize",
             tuple(job.source.paths),
             languages=(job.source.language,) if job.source.language else (),

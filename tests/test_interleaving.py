@@ -14,6 +14,7 @@ from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSour
 from speechlm.engines.base import Generation, Prompt, Sampling, Target
 from speechlm.engines.checks import SpeechChecks
 from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.templates import Template
 from speechlm.tokens.vocab import Vocab
 from tests.text_corpus import make_tokenizer
 
@@ -99,7 +100,11 @@ def unbroken(tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory)
 
 
 def documents_of(out: Path) -> list[tuple[str, list[tuple[str, np.ndarray]]]]:
-    return [tuple(document) for file in sorted(out.glob("*-*.safetensors")) for document in read_interleaved(file)]
+    return [
+        (document.id, document.parts)
+        for file in sorted(out.glob("*-*.safetensors"))
+        for document in read_interleaved(file)
+    ]
 
 
 def test_documents_come_back_in_order_with_about_the_asked_share_of_speech(
@@ -280,3 +285,31 @@ def test_what_is_asked_is_how_training_rows_are_written(tokenizer: TextTokenizer
 )
 def test_speech_that_can_not_be_that_of_the_text_is_found(ids: Iterable[int], finish: str, problem: str):
     assert SpeechChecks().problem(10, Generation("a", tuple(ids), finish)) == problem
+
+
+def test_every_part_says_which_characters_it_is_of(tokenizer: TextTokenizer, unbroken: tuple[list[str], Path]):
+    paths, out = unbroken
+    texts = {
+        fields["id"]: fields["text"]
+        for path in sorted(Path(paths[0]).glob("*.jsonl"))
+        for fields in map(json.loads, path.read_text(encoding="utf-8").splitlines()[:-1])
+    }
+    found = [one for file in sorted(out.glob("*-*.safetensors")) for one in read_interleaved(file)]
+    assert found
+    for one in found:
+        assert one.chars is not None and one.chars[0][0] == 0 and one.chars[-1][1] == len(texts[one.id])
+        assert all(before[1] == here[0] for before, here in itertools.pairwise(one.chars))
+        for (kind, ids), (start, end) in zip(one.parts, one.chars, strict=True):
+            if kind == "text":
+                assert ids.tolist() == tokenizer.encode([texts[one.id][start:end]])[0].tolist()
+
+
+def test_documents_are_in_voices_where_the_template_has_one(tokenizer: TextTokenizer, tmp_path: Path):
+    paths = corpus(tmp_path)
+    voiced = Template("{speech}<|user|>", "{voice}<|user|>{text}<|assistant|>")
+    one = job(tokenizer, paths, tmp_path / "out", template=voiced, voices=("ann", "ben"))
+    names = [raw.voice for raw in one.documents_of(Path(paths[0]) / "0.jsonl")]
+    assert set(names) == {"ann", "ben"}
+    assert names == [raw.voice for raw in one.documents_of(Path(paths[0]) / "0.jsonl")]
+    with pytest.raises(ValueError, match=r"the template has no \{voice\}"):
+        job(tokenizer, paths, tmp_path / "other", voices=("ann",))

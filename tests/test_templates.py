@@ -77,3 +77,15 @@ def test_ids_out_of_range_are_refused():
 
 def test_there_is_a_template_for_every_kind():
     assert all(writer(kind) for kind in TEMPLATES)
+
+
+def test_a_voice_is_in_the_prompt_where_the_template_has_one():
+    voiced = writer("tts", Template("{speech}{end}", "<|system|>{voice}<|user|>{text}<|assistant|>"))
+    made = voiced.write(text=TEXT, speech=SPEECH, voice="ann of here")
+    system = VOCAB.control("<|system|>")
+    assert made.ids.tolist() == [system, 50, 50, 50, USER, 7, 8, ASSISTANT, 107, 122, STOP] and made.target == 8
+    assert voiced.opening(TEXT, "ann of here").tolist() == made.ids[: made.target].tolist()
+    with pytest.raises(ValueError, match="nothing says who speaks"):
+        voiced.opening(TEXT)
+    with pytest.raises(ValueError, match="no other slot"):
+        writer("speech", Template("{voice}{speech}"))

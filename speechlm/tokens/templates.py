@@ -11,7 +11,7 @@ from speechlm.tokens.interleave import assemble
 from speechlm.tokens.vocab import Vocab
 
 Kind = Literal["text", "speech", "asr", "tts", "interleaved"]
-SLOTS = ("{text}", "{speech}", "{parts}")
+SLOTS = ("{text}", "{speech}", "{parts}", "{voice}")
 PIECE = re.compile(r"(\{\w*\}|<\|\w+\|>)")
 
 
@@ -19,9 +19,10 @@ PIECE = re.compile(r"(\{\w*\}|<\|\w+\|>)")
 class Template:
     """How a document is written, in two strings; only the target is predicted.
 
-    In both, ``{text}``, ``{speech}`` and ``{parts}`` (text and speech in turns) are the document's own, ``{end}`` is the text
-    tokenizer's end of text, names such as ``<|user|>`` are control tokens of the vocabulary or else special tokens of the text
-    tokenizer, and everything else is text. What is in a document's own text is never read as any of these.
+    In both, ``{text}``, ``{speech}`` and ``{parts}`` (text and speech in turns) are the document's own, ``{voice}``, which may be
+    left out, is the name of who speaks, ``{end}`` is the text tokenizer's end of text, names such as ``<|user|>`` are control
+    tokens of the vocabulary or else special tokens of the text tokenizer, and everything else is text. What is in a document's
+    own text is never read as any of these.
 
     Args:
         target: what is predicted.
@@ -51,6 +52,8 @@ NEEDS: dict[Kind, set[str]] = {
     "tts": {"{text}", "{speech}"},
     "interleaved": {"{parts}"},
 }
+#: Slots that a template of a kind may have besides.
+VOICED: dict[Kind, set[str]] = {kind: {"{voice}"} if kind in ("asr", "tts") else set() for kind in NEEDS}
 
 
 class Written(NamedTuple):
@@ -101,7 +104,8 @@ class Writer:
         )
         self.prompt, self.target = self._parsed(template.prompt), self._parsed(template.target)
         slots = [part for part in self.prompt + self.target if isinstance(part, str)]
-        if set(slots) != NEEDS[kind] or len(slots) > len(set(slots)):
+        self.voiced = "{voice}" in slots
+        if set(slots) - VOICED[kind] != NEEDS[kind] or len(slots) > len(set(slots)):
             raise ValueError(
                 f"a template of kind {kind!r} has {' and '.join(sorted(NEEDS[kind]))} once each and no other slot, got {template}"
             )
@@ -111,6 +115,7 @@ class Writer:
         text: np.ndarray | None = None,
         speech: np.ndarray | None = None,
         parts: Sequence[tuple[str, np.ndarray]] = (),
+        voice: str = "",
     ) -> Written:
         """The document's sequence.
 
@@ -118,30 +123,36 @@ class Writer:
             text: text-tokenizer ids, for ``{text}``.
             speech: codes, for ``{speech}``.
             parts: ("text", ids) and ("speech", codes) in order, for ``{parts}``.
+            voice: who speaks, for ``{voice}``.
 
         Raises:
-            ValueError: an id or a code is out of range.
+            ValueError: an id or a code is out of range, or the template wants a voice and there is none.
         """
         slots: dict[str, Callable[[], np.ndarray]] = {
             "{text}": lambda: assemble([("text", _given(text))], self.vocab),
             "{speech}": lambda: assemble([("speech", _given(speech))], self.vocab, boundaries=False),
             "{parts}": lambda: assemble(parts, self.vocab, self.boundaries),
+            "{voice}": lambda: self._voice(voice),
         }
         prompt, target = (
             [slots[part]() if isinstance(part, str) else part for part in side] for side in (self.prompt, self.target)
         )
         return Written(np.concatenate([*prompt, *target]), sum(map(len, prompt)))
 
-    def opening(self, text: np.ndarray) -> np.ndarray:
+    def opening(self, text: np.ndarray, voice: str = "") -> np.ndarray:
         """All ids before ``{speech}``: what a text-to-token model goes on from.
 
         Args:
             text: text-tokenizer ids, for ``{text}``.
+            voice: who is to speak, for ``{voice}``.
+
+        Raises:
+            ValueError: the template wants a voice and there is none.
         """
         parts = self.prompt + self.target
         before = parts[: self._speech_at(parts)]
-        spoken = assemble([("text", text)], self.vocab)
-        return np.concatenate([spoken if isinstance(part, str) else part for part in before])
+        slots = {"{text}": lambda: assemble([("text", text)], self.vocab), "{voice}": lambda: self._voice(voice)}
+        return np.concatenate([slots[part]() if isinstance(part, str) else part for part in before])
 
     @property
     def closing(self) -> int:
@@ -157,6 +168,11 @@ class Writer:
                 "the template ends with {speech}, so nothing says where the speech ends; put {end} behind it"
             )
         return int(behind[0][0])
+
+    def _voice(self, name: str) -> np.ndarray:
+        if not name:
+            raise ValueError("the template has {voice}, and nothing says who speaks")
+        return np.array(self.encode(name), np.int64)
 
     @staticmethod
     def _speech_at(parts: list[str | np.ndarray]) -> int:
