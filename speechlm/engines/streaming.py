@@ -38,6 +38,7 @@ class ReplyForm:
         end: the shared id that ends a reply.
         text_block: ids of text in a block; 0 for replies of speech alone.
         speech_block: ids of speech in a block; 0 for replies of text alone.
+        whole_blocks: no block ends early, and a reply ends at the end of one only: for measuring models that have learnt nothing.
 
     Raises:
         ValueError: both are 0, or one is negative.
@@ -46,6 +47,7 @@ class ReplyForm:
     end: int
     text_block: int = 13
     speech_block: int = 26
+    whole_blocks: bool = False
 
     def __post_init__(self) -> None:
         if min(self.text_block, self.speech_block) < 0 or not self.text_block + self.speech_block:
@@ -81,10 +83,11 @@ class Progress:
             return Kind.TEXT | end
         if self.text_over:
             return Kind.SPEECH | end
+        full = self.count >= (form.text_block if self.block is Kind.TEXT else form.speech_block)
+        if form.whole_blocks and not full:
+            return self.block
         if self.block is Kind.TEXT:
-            more = Kind.TEXT if self.count < form.text_block else Kind.NONE
-            return more | (Kind.SPEECH if self.count else Kind.NONE)
-        full = self.count >= form.speech_block
+            return (Kind.NONE if full else Kind.TEXT) | (Kind.SPEECH if self.count else Kind.NONE)
         return Kind.SPEECH | end | (Kind.TEXT if full else Kind.NONE)
 
     def take(self, kind: Kind) -> None:

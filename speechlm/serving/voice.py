@@ -92,6 +92,7 @@ class Voice:
         instructions: what the conversation begins with, where it does not say otherwise; "" leaves it to the template.
         limits: of a conversation.
         device: of tokenizer, decoder and vocoder.
+        whole_blocks: see `ReplyForm`.
         transcribe: waveform at the tokenizer's rate to text, where the tokenizer can.
     """
 
@@ -111,12 +112,13 @@ class Voice:
     instructions: str = ""
     limits: Limits = field(default_factory=Limits)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    whole_blocks: bool = False
     transcribe: Callable[[np.ndarray], str] | None = None
 
     @property
     def form(self) -> ReplyForm:
         """Of replies."""
-        return ReplyForm(self.template.end, self.template.text_block, self.template.speech_block)
+        return ReplyForm(self.template.end, self.template.text_block, self.template.speech_block, self.whole_blocks)
 
     @property
     def kinds(self) -> IdKinds:

@@ -326,7 +326,7 @@ const handlers = {
 function write(event) {
   const item = state.items.get(event.item_id);
   if (!item) return;
-  item.said.append(event.delta);
+  item.said.append(item.said.textContent ? event.delta : event.delta.trimStart());
   scroll();
 }
 
