@@ -15,6 +15,8 @@ process. Useful tokens are ids that are not padding; speeds are medians over the
 """
 
 import argparse
+import copy
+import gc
 import json
 import logging
 import statistics
@@ -126,10 +128,10 @@ class Bench:
         """Packed rows, without an end."""
         return RowsDataModule(Clock(), [RowSource(str(self.folder / "rows"), weight=1.0)], batch_rows=self.args.rows)
 
-    def stage(self, attention: Attention = "auto") -> SpeechLM:
+    def stage(self, attention: Attention = "auto", lm: str = "lm") -> SpeechLM:
         """The weights are those of everybody."""
         return SpeechLM(
-            Clock(), self.vocab, str(self.folder / "lm"), from_scratch=True, attention=attention, optimizer=SETTINGS,
+            Clock(), self.vocab, str(self.folder / lm), from_scratch=True, attention=attention, optimizer=SETTINGS,
             activation_checkpointing=self.args.recompute, loss_chunk=self.args.loss_chunk, speed=Speed(compile=self.args.compile),
         )  # fmt: skip
 
@@ -238,7 +240,13 @@ class Bench:
     @torch.no_grad()
     def leakage(self) -> float:
         """Largest change of any logit of other documents when one document is changed; 0 is none at all."""
-        stage = self.stage().to(self.device).eval()
+        shape = copy.deepcopy(self.shape)
+        shape.num_hidden_layers, shape.layer_types = (
+            min(2, self.args.layers),
+            ["full_attention"] * min(2, self.args.layers),
+        )
+        shape.save_pretrained(self.folder / "shallow")
+        stage = self.stage(lm="shallow").to(self.device).eval()
         batch = next(iter(self.data().train_dataloader()))
         ids, docs, places = (x.to(self.device) for x in (batch.ids, batch.doc_ids, batch.position_ids))
         with self.autocast():
@@ -297,6 +305,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 clocks, watch = Clocks(bench.device), peak(bench.device)
                 next(watch)
                 turn(clocks)
+                gc.collect()
+                torch.cuda.empty_cache()
                 memory[name] = max(memory.get(name, 0.0), next(watch))
                 speeds[name] += clocks.speeds()
         results = {name: _spread(of) | {"peak_gib": round(memory[name], 3)} for name, of in speeds.items()}
