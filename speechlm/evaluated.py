@@ -18,7 +18,7 @@ from speechlm.evals.judge import Judge
 from speechlm.evals.language_model import EvaluatedLM, SpeakingLM
 from speechlm.evals.parts import Listener, MissingPart
 from speechlm.evals.quality import Quality, load_quality
-from speechlm.load import load_stage
+from speechlm.load import load_stage, load_vocoder
 from speechlm.nn.glm4voice import is_released
 from speechlm.nn.hub_asr import load_asr
 from speechlm.nn.lora import merge_lora
@@ -30,9 +30,10 @@ from speechlm.stages.speech_tokenizer import SpeechTokenizer
 from speechlm.tokens.tokenizer import fingerprint
 from speechlm.tokens.vocab import Vocab
 
-ROLES = ("speech_tokenizer", "lm", "text_to_token", "flow_decoder", "planted")
+ROLES = ("speech_tokenizer", "lm", "text_to_token", "flow_decoder", "vocoder", "planted")
 STAGES = {
     "SpeechTokenizer": "speech_tokenizer", "SpeechLM": "lm", "TextToToken": "text_to_token", "FlowDecoder": "flow_decoder",
+    "Vocoder": "vocoder",
 }  # fmt: skip
 BATCH_SECONDS = 120.0
 
@@ -77,9 +78,7 @@ def _role_of(folder: Path) -> str:
     if config is not None:
         stage = str(config["model"]["class_path"]).rpartition(".")[2]
         if stage not in STAGES:
-            raise ValueError(
-                f"{folder} is a run of {stage}, which is evaluated as a part of another, such as a decoder"
-            )
+            raise ValueError(f"{folder} is a run of {stage}, which is no part that is evaluated")
         return STAGES[stage]
     if folder.is_dir() and is_released(folder):
         return "speech_tokenizer"
@@ -171,6 +170,8 @@ class ModelParts:
         """The flow decoder and its vocoder."""
         stage = load_stage(self._folder("flow_decoder"))
         assert isinstance(stage, FlowDecoder)
+        if "vocoder" in self.folders:
+            stage.hear_through(load_vocoder(self.folders["vocoder"]))
         return RunDecoder(stage, self.device, self.speaker)
 
     def listener(self, language: str) -> Listener:

@@ -5,6 +5,7 @@ ids, and among the ids of its own kind, as if a model could not change modality 
 this (slamkit masks where asked, Spirit-LM does not), so both are always computed; the second costs nothing.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -37,15 +38,21 @@ class PackedLikelihood:
         lm: in eval mode.
         vocab: of its ids.
         row: ids of one pass; a longer sequence has a pass of its own.
-        chunk: ids whose logits exist at a time.
+        chunk: ids whose logits exist at a time; by default what a CPU's cache holds, more on a GPU.
         attention: see `document_attention`.
     """
 
     def __init__(
-        self, lm: PreTrainedModel, vocab: Vocab, row: int = 4096, chunk: int = 512, attention: Attention = "auto"
+        self,
+        lm: PreTrainedModel,
+        vocab: Vocab,
+        row: int = 4096,
+        chunk: int | None = None,
+        attention: Attention = "auto",
     ) -> None:
-        self.model, self.vocab, self.row, self.chunk = PackedLM(lm, attention), vocab, row, chunk
+        self.model, self.vocab, self.row = PackedLM(lm, attention), vocab, row
         self.device = lm.get_input_embeddings().weight.device
+        self.chunk = chunk or (4096 if self.device.type == "cuda" else 160)
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[Scorable]) -> list[Likelihood]:
@@ -92,12 +99,24 @@ class PackedLikelihood:
             logits = head(states[begin : begin + self.chunk]).float()
             wanted = targets[begin : begin + self.chunk].to(logits.device)
             target = logits.gather(1, wanted[:, None])[:, 0]
-            speech = logits[:, self.vocab.speech_offset : len(self.vocab)].logsumexp(1)
-            text = logits[:, : self.vocab.num_text].logsumexp(1) if self.vocab.num_text else speech
-            plain.append((logits.logsumexp(1) - target).double().cpu())
+            text, speech, everything = self._denominators(logits)
+            plain.append((everything - target).double().cpu())
             masked.append((torch.where(self.vocab.is_speech(wanted), speech, text) - target).double().cpu())
         empty = [torch.zeros(0, dtype=torch.float64)]
         return torch.cat(plain or empty), torch.cat(masked or empty)
+
+    def _denominators(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) log-sums over text, speech and everything of (N, V); each logit is exponentiated once."""
+        edges = [0, self.vocab.num_text, self.vocab.speech_offset, len(self.vocab), logits.shape[1]]
+        sums = [_log_sum(logits[:, a:b]) for a, b in itertools.pairwise(edges)]
+        return sums[0], sums[2], torch.stack(sums).logsumexp(0)
+
+
+def _log_sum(logits: Tensor) -> Tensor:
+    """(N,) log-sum-exp of (N, V), minus infinity of nothing; torch's fused softmax is twice as fast at it as its logsumexp."""
+    if not logits.shape[1]:
+        return logits.new_full((len(logits),), -torch.inf)
+    return logits[:, 0] - logits.log_softmax(1)[:, 0]
 
 
 def _sum(nll: Tensor, masked: Tensor) -> Sum:
