@@ -50,7 +50,8 @@ class DataCard:
 
     def write(self, folder: str | Path) -> None:
         """Both files, atomically; a README.md of somebody else stays as it is."""
-        card = asdict(self) | {"licence": self.licence or "; ".join(sorted(licences_of(self.made_of)))}
+        licence = self.licence or "; ".join(sorted(licences_of(self.made_of)))
+        card = asdict(self) | {"licence": licence, "skipped": dict(self.skipped)}  # asdict takes a Counter apart
         page = Path(folder) / PAGE
         write_text_atomic(Path(folder) / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         if not page.exists() or MARK in page.read_text(encoding="utf-8"):
