@@ -173,7 +173,7 @@ def _events(response: Any) -> Iterator[dict[str, Any]]:
         ValueError: a line is no JSON object, or too long.
     """
     rest = b""
-    for chunk in response.stream(2**14):
+    while chunk := response.read1(2**14):  # what is there; `stream` would wait for all of so many bytes
         rest += chunk
         *lines, rest = rest.split(b"\n")
         if len(rest) > EVENT_LIMIT:
