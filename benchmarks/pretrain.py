@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -166,12 +166,13 @@ class Bench:
             for layer in stage.lm.base_model.layers:
                 layer.compile()
         optimizer, _ = SETTINGS.build(stage, self.steps)
-        for _, batch in zip(range(self.steps), self.data().train_dataloader(), strict=False):
+        for _, rows in zip(range(self.steps), self.data().train_dataloader(), strict=False):
+            batch = rows if rows.predicted is not None else rows.looked_up()
             tokens = batch.num_tokens
             inputs = [x.to(self.device, non_blocking=True) for x in (batch.ids, batch.loss_mask, batch.doc_ids)]
             with self.autocast():
                 loss = network(
-                    *inputs, batch.position_ids.to(self.device), batch.predicted.to(self.device)
+                    *inputs, batch.position_ids.to(self.device), cast(Tensor, batch.predicted).to(self.device)
                 ).losses.mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

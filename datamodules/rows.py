@@ -317,7 +317,8 @@ class RowsDataModule(L.LightningDataModule):
         end = self.stream.order.rows
         while end is None or start + size <= end:
             batch = self.stream.batch(start + self._rank() * self.batch_rows, self.batch_rows)
-            yield shortened(batch, self._seq_len(start)).looked_up(pin=torch.cuda.is_available())
+            batch = shortened(batch, self._seq_len(start))
+            yield batch.looked_up(pin=True) if torch.cuda.is_available() else batch  # a CPU waits for nothing
             start += size
 
     def _seq_len(self, start: int) -> int:
@@ -334,7 +335,7 @@ class RowsDataModule(L.LightningDataModule):
             places = [folder.locate(row) for row in range(start, min(start + self.batch_rows, rows))]
             batch = batch_of(places, self.batch_rows, folder.row_len)
             batch.sources, batch.languages = [name], [folder.index["language"] or ""]
-            yield batch.looked_up()
+            yield batch.looked_up(pin=True) if torch.cuda.is_available() else batch
 
 
 class RowLoader:
