@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from callbacks.checkpoint import Checkpoints
+from callbacks.checkpoint import CheckpointIO, Checkpoints
 from datamodules.mixture import Anneal, Lesson, RowSource, shares
 from datamodules.rows import RowsDataModule
 from speechlm.batch import RowBatch
@@ -325,7 +325,8 @@ def test_checkpoints_saved_inside_training_resume_at_the_next_row(folders: dict[
         stage = Memory()
         saved = Checkpoints(str(tmp_path / name), every_n_steps=1, keep=-1)
         trainer = L.Trainer(
-            max_steps=steps, accelerator="cpu", devices=1, logger=False, callbacks=[saved], limit_val_batches=1,
+            max_steps=steps, accelerator="cpu", devices=1, logger=False, callbacks=[saved], plugins=[CheckpointIO()],
+            limit_val_batches=1,
             val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0, accumulate_grad_batches=2,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
