@@ -368,3 +368,13 @@ def test_ranks_beyond_the_shards_have_nothing_to_do(tmp_path: Path) -> None:
 def test_a_judge_needs_an_address() -> None:
     with pytest.raises(ValueError, match="http"):
         Judge(url="file:///etc/passwd")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_suite_parses_and_an_unknown_key_is_named(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = evaluate.build_parser()
+    tasks = parser.parse_args(["--config", str(path)]).tasks
+    assert tasks
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--config", str(path), f"--tasks.{next(iter(tasks))}.init_args.no_such_key", "1"])
+    assert "no_such_key" in capsys.readouterr().err
