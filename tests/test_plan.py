@@ -16,6 +16,7 @@ from speechlm.planning.calibrate import calibrate
 from speechlm.planning.language_model import LMRun, cost_of
 from speechlm.planning.machines import machine
 from speechlm.planning.shapes import KNOWN, shape_of
+from speechlm.planning.sound import whisper_cost
 from speechlm.planning.stages import lm_step
 from tests.tiny_lm import CONFIGS, SHAPE
 
@@ -146,6 +147,15 @@ def test_what_can_not_be_planned_is_refused(arguments: list[str], message: str, 
     with pytest.raises(SystemExit) as stopped:
         plan.main(["--config", "configs/speech_lm/tiny/lora.yaml", *arguments])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_whispers_attention_is_counted_with_its_products():
+    cost = whisper_cost({"whisper": str(ROOT / "assets/whisper-nano-en")}, 30.0, True)
+    shape = shape_of(str(ROOT / "assets/whisper-nano-en"))[0]
+    seen, text = shape.max_source_positions, 120
+    pairs = shape.encoder_layers * seen**2 + shape.decoder_layers * (text**2 + text * seen)
+    assert cost.traced.attention_flops == pytest.approx(3.5 * 4 * shape.d_model * pairs)
+    assert cost.traced.attention_flops < cost.traced.flops == cost.useful
 
 
 def test_a_model_that_nobody_knows_is_named():

@@ -112,17 +112,15 @@ def layers_of(run: LMRun) -> tuple[Traced, float, float]:
     """
     one, two = (_trace(run, layers) for layers in (1, 2))
     layer = Traced(*(b - a for a, b in zip(one, two, strict=True)))
+    done = layer.flops - layer.attention_flops  # every pair of a row is counted there, whatever the documents
     if not run.recompute:
         return layer, one.kept - layer.kept, 1.0
-    needed = [_trace(replace(run, recompute=False), layers) for layers in (1, 2)]
+    first, second = (_trace(replace(run, recompute=False), layers) for layers in (1, 2))
+    whole = Traced(*(b - a for a, b in zip(first, second, strict=True)))
     every = run.recompute if type(run.recompute) is int else 1  # n is every n-th layer
-    return (
-        Traced(
-            layer.kept / every + (needed[1].kept - needed[0].kept) * (1 - 1 / every), layer.flops, layer.attention_flops
-        ),
-        max(0.0, one.kept - layer.kept),
-        1 + (layer.flops / (needed[1].flops - needed[0].flops) - 1) / every,
-    )
+    kept = layer.kept / every + whole.kept * (1 - 1 / every)
+    more = done / (whole.flops - whole.attention_flops) - 1
+    return layer._replace(kept=kept), max(0.0, one.kept - layer.kept), 1 + more / every
 
 
 def _trace(run: LMRun, layers: int) -> Traced:

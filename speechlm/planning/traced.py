@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 class Traced(NamedTuple):
@@ -53,7 +53,7 @@ def traced(work: Callable[[], Tensor], mixed: bool) -> Traced:
         mixed: compute in bfloat16.
     """
     precision: Any = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         with Alive() as alive, precision:
             out = work()
         kept = alive.num_bytes
@@ -61,6 +61,21 @@ def traced(work: Callable[[], Tensor], mixed: bool) -> Traced:
     counts = {str(operation): float(count) for operation, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for operation, count in counts.items() if "attention" in operation or "bmm" in operation)
     return Traced(float(kept), sum(counts.values()), attention)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_back(out: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(out, query, key, value)
+
+
+#: Kernels that torch's counter does not know.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
+}
 
 
 def _storage(tensor: Tensor) -> Any:
