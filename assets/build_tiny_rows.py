@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from transformers import GlmConfig, PreTrainedConfig, Qwen2Config
 
+from datamodules.dialogues import Dialogue, Said, dialogue_line
 from speechlm import pack
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.filling import RowFiller
@@ -106,6 +107,33 @@ def write_pairs(out: Path) -> None:
         write_index(path.parent, index_of([path]))
 
 
+def write_chats(out: Path) -> None:
+    """Rows of dialogues, the words of the pages in turns; a code for each letter, said by both sides."""
+    for part in ("train", "heldout"):
+        words = " ".join(
+            t for i, t in enumerate(paragraphs()) if (i % HELDOUT_EVERY == 0) == (part == "heldout")
+        ).split()
+        turns = [words[i : i + 3] for i in range(0, len(words), 3)][:160]
+        said = [
+            Said(("user", "assistant")[n % 2], " ".join(turn), np.array(spoken(turn)), "a")
+            for n, turn in enumerate(turns)
+        ]
+        dialogues = [Dialogue(f"{part}-{n}", said[n : n + 2]) for n in range(0, len(said), 2)]
+        name = f"chat_{part}"
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            Path(f"{name}.jsonl").write_text("".join(dialogue_line(one) + "\n" for one in dialogues), encoding="utf-8")
+            source = {
+                "kind": "chat", "paths": [f"{name}.jsonl"], "language": "en", "chat": {"text_block": 4, "speech_block": 4}
+            }  # fmt: skip
+            arguments = {
+                "sources": json.dumps({name: source}),
+                "packing.row_len": ROW_LEN,
+                "packing.max_skip_rate": 1.0,
+            }
+            arguments |= {"text_tokenizer": TOKENIZER, "vocab": out / "vocab.json", "out": out}
+            pack.main([word for key, value in arguments.items() for word in (f"--{key}", str(value))])
+
+
 def main() -> None:
     """Write rows and shapes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -123,6 +151,7 @@ def main() -> None:
         arguments |= {"text_tokenizer": TOKENIZER, "num_speech": NUM_CODES, "out": out / "tiny-rows"}
         pack.main([word for name, value in arguments.items() for word in (f"--{name}", str(value))])
     write_pairs(out / "tiny-rows")
+    write_chats(out / "tiny-rows")
     for name, config in MODELS.items():
         config.save_pretrained(out / "tiny-lm" / name)
 
