@@ -22,6 +22,7 @@ import torch
 from rich.progress import track
 from transformers import Qwen2Config
 
+from datamodules.rows import batch_of
 from speechlm.evals.closed_world import Question, World, questions
 from speechlm.files import write_text_atomic
 from speechlm.load import load_stage
@@ -30,8 +31,8 @@ from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.filling import RowFiller
 from speechlm.tokens.interleave import Document, plan, segments
 from speechlm.tokens.keyed import key_of
-from speechlm.tokens.rows import index_of, row_writer, write_index
-from speechlm.tokens.templates import Kind, Writer, Written
+from speechlm.tokens.rows import RowFolder, index_of, row_writer, write_index
+from speechlm.tokens.templates import TEMPLATES, Kind, Writer, Written
 from speechlm.tokens.vocab import Vocab
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,10 +197,17 @@ def share(answers: list[list[bool]], draws: int = 2000) -> dict[str, float]:
     return {"mean": float(right.mean()), "low": float(low), "high": float(high)}
 
 
-def heldout_losses(run: Path) -> dict[str, float]:
-    """The last validation losses a run logged."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {key: value for line in lines for key, value in line.items() if key.startswith("val/")}
+@torch.inference_mode()
+def heldout_losses(out: Path, run: Path, rows: int = 64) -> dict[str, float]:
+    """Mean loss of a run on the first held-out rows of each kind, in nats per id."""
+    stage, made = load_stage(run), {}
+    for kind in TEMPLATES:
+        folder = RowFolder(out / f"{kind}_heldout")
+        count = min(rows, len(folder))
+        made[kind] = float(
+            stage.score(batch_of([folder.locate(i) for i in range(count)], count, ROW_LEN)).losses.mean()
+        )
+    return made
 
 
 def summarise(
@@ -239,7 +247,7 @@ def main() -> None:
         for arm in ARMS:
             run = train(args.out.resolve(), arm, seed, args.steps)
             answers[arm].append(ask(scribe, run))
-            losses[arm].append(heldout_losses(run))
+            losses[arm].append(heldout_losses(args.out.resolve(), run))
         results = summarise(answers)
         print(show(results), flush=True)
         record = {

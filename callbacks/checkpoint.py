@@ -102,6 +102,7 @@ class Checkpoints(Checkpoint):
         self.milestone_every, self.background = milestone_every, background
         self.stall_sec: list[float] = []  # of every save
         self._saved_step = 0
+        self._saves = 0  # of this process; the same on all ranks
         self._random: dict[str, Any] | None = None
         self._copy = HostCopy()
         self._writing: Future[None] | None = None
@@ -208,12 +209,14 @@ class Checkpoints(Checkpoint):
         begin = time.monotonic()
         self._finish()
         self._saved_step = trainer.global_step
+        self._saves += 1
         contents = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         shared, own, rest = state.split(contents, _names(trainer), trainer.global_rank)
         mine = boxes(shared, trainer.is_global_zero)
         mine |= {name: Box(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in own.items()}
         self._copy.take(mine)
-        self._writing = self._thread.submit(self._write, self._job(trainer, contents.get("vocab_hash")), rest)
+        job = self._job(trainer, contents.get("vocab_hash"))
+        self._writing = self._thread.submit(self._write, job, self._saves, rest)
         if wait or not self.background:
             self._finish(last=wait)
         self.stall_sec.append(time.monotonic() - begin)
@@ -226,10 +229,10 @@ class Checkpoints(Checkpoint):
             "rank": trainer.global_rank,
         }
 
-    def _write(self, job: dict[str, Any], rest: Any) -> None:
-        """Runs beside the training."""
+    def _write(self, job: dict[str, Any], number: int, rest: Any) -> None:
+        """Runs beside the training. Ranks are not equally fast, and a step may be saved twice: each save has its own folder."""
         rank, place = job.pop("rank"), self.folder / step_name(job["step"])
-        temporary = self.folder / f".{place.name}.{self._nonce}.part"
+        temporary = self.folder / f".{place.name}.{self._nonce}-{number}.part"
         begin = time.monotonic()
         write_part(temporary, rank, self._copy, rest)
         if rank == 0:
