@@ -86,7 +86,8 @@ def test_a_file_cut_short_is_named(tmp_path: Path, keep: float):
 
 
 LAUGHS = "a: &a [x, x]\n" + "".join(
-    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True)
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n"
+    for a, b in zip("abcdefghij", "bcdefghijk", strict=True)
 )
 
 HOSTILE = {
