@@ -5,6 +5,7 @@ Nothing is unpacked and nothing unpickled, and a cut that has such an array can 
 """
 
 import io
+import tokenize
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,11 @@ class TarNpyReader(FeaturesReader):
         if not (offset.isdecimal() and size.isdecimal() and int(size) <= MAX_MEMBER_BYTES):
             raise ValueError(f"{key!r} is no member of {self.storage_path}, expected offset:size in bytes")
         data = read_member(self.storage_path, int(offset), int(size))
-        return np.load(io.BytesIO(data), allow_pickle=False)[left_offset_frames:right_offset_frames]
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        except (SyntaxError, tokenize.TokenError) as error:  # a header that is no Python literal
+            raise ValueError(f"{self.storage_path} at {key} is no .npy: {error}") from error
+        return array[left_offset_frames:right_offset_frames]
 
 
 def tar_array(

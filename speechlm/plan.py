@@ -60,7 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
 def plan_of(path: str, args: argparse.Namespace) -> tuple[Plan, Calibrated | None]:
     """Of one config."""
     plain = read_yaml(path)
-    if "model" not in plain or not isinstance(plain["model"], dict):
+    if "model" not in plain:
+        raise ValueError(f"{path} names no model; configs of speechlm.fit and speechlm.synthesize can be planned")
+    if not isinstance(plain["model"], dict):
         return plan_synthesis(plain, args.gpus, args.synthesis_tokens_per_sec, f"synthesis {Path(path).stem}"), None
     with tempfile.TemporaryDirectory() as folder:
         config = _parsed(path, folder)

@@ -124,7 +124,7 @@ def test_hold_speak_hear_a_reply_interrupt_it_and_go_on(open_page: Callable[...,
     done(page, 2)
     assert "interrupted" in page.inner_text("#log .assistant:last-child .foot")
     first, second = page.evaluate("usages")
-    assert second["input_tokens"] >= first["input_tokens"] + first["output_tokens"]
+    assert second["input_tokens"] > first["input_tokens"] + 20  # of the first reply as much as was heard
     # a third one, after the interruption, typed; what was not heard of the second is gone
     page.fill("#text", "and then?")
     page.keyboard.press("Enter")

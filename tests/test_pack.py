@@ -356,7 +356,7 @@ def test_a_name_that_leaves_the_folder_is_refused(kit: Path, tmp_path: Path, cap
 def test_a_config_parses(path: Path):
     config = pack.build_parser().parse_args(["--config", str(path)])
     sources = pack.build_parser().instantiate_classes(config).sources
-    assert sources and all(source.kind in TEMPLATES for source in sources.values()) and config.out
+    assert sources and all(source.kind in {*TEMPLATES, "chat"} for source in sources.values()) and config.out
 
 
 def test_the_tiny_config_packs(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

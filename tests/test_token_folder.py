@@ -24,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_flipped_bit_of_fifty_random_ones_is_found(made: Path):
     files = sorted(
-        name for name, data in content(made).items() if data
+        name for name, data in content(made).items() if data and Path(name).name not in ("card.json", "README.md")
     )  # nothing was skipped: skipped.jsonl has no bit
     chosen, hit = random.Random(0), set()
     for _ in range(50):

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_a_manifest_written_in_the_middle_of_a_kill_is_the_old_one(tmp_path: Pat
         "def cuts():\n    yield from read_cuts(sys.argv[1])\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_cuts(cuts(), sys.argv[1])"
     )
-    done = subprocess.run(["python", "-c", program, str(manifest)], check=False)
+    done = subprocess.run([sys.executable, "-c", program, str(manifest)], check=False)
     assert done.returncode == -signal.SIGKILL and manifest.read_bytes() == before
     assert len(list(read_cuts(manifest))) == 5
     write_cuts(list(read_cuts(manifest)), manifest)

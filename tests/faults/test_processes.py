@@ -108,8 +108,8 @@ def test_a_rank_that_hangs_is_found_in_the_stacks_of_all(zygote: Zygote, tmp_pat
 
 
 def test_one_process_that_holds_the_lock_is_ended_too(zygote: Zygote, tmp_path: Path):
-    job = start(zygote, tmp_path, watchdog(), fault("Strike", 3, kind="hold lock", seconds=30), ranks=1)
-    assert job.wait(20) == [1] and time.monotonic() - job.started < 15
+    job = start(zygote, tmp_path, watchdog(), fault("Strike", 3, kind="hold lock", seconds=300), ranks=1)
+    assert job.wait(90) == [1] and time.monotonic() - job.started < 80
     assert "injections.py" in (tmp_path / "stacks" / "rank-00000.txt").read_text()
 
 
