@@ -53,7 +53,9 @@ class HangWatchdog(L.Callback):
 
     def before_launch(self) -> None:
         """Called before the ranks look for each other; `setup` is when they have."""
-        faulthandler.dump_traceback_later(self.start_timeout_sec, file=sys.__stderr__, exit=True)  # the process's own
+        faulthandler.dump_traceback_later(
+            self.start_timeout_sec, file=sys.__stderr__ or 2, exit=True
+        )  # the process's own
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         faulthandler.cancel_dump_traceback_later()
