@@ -47,7 +47,7 @@ def words_of_srun(path: Path, tmp_path: Path, **variables: str) -> list[list[str
     """What a script gives to `srun`, with a shell between them."""
     bin_folder, out = tmp_path / "bin", tmp_path / "words"
     bin_folder.mkdir(exist_ok=True)
-    (bin_folder / "srun").write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >> '{out}'\nprintf '\\n\\0' >> '{out}'\n")
+    (bin_folder / "srun").write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >> '{out}'\nprintf '\\n\\0' >> '{out}'\nenv > '{tmp_path}/env'\n")
     (bin_folder / "srun").chmod(0o755)
     slurm = {
         "SLURM_JOB_ID": "7",
@@ -126,6 +126,15 @@ def test_every_word_arrives_as_it_was_given(
     assert not list(tmp_path.rglob("pwned"))
     output = folder / HOSTILE / "dummy/slurm"
     assert header(path)["--output"] == '"' + str(output).replace("%", "%%").replace('"', '\\"') + '/%j.out"'
+
+
+def test_what_the_submitting_shell_knew_of_its_own_ranks_is_not_handed_on(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    of_a_shell = {"MASTER_ADDR": "elsewhere", "MASTER_PORT": "1", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}
+    words_of_srun(script(capsys, "--config", str(config)), tmp_path, **of_a_shell, KEPT="1")
+    kept = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
+    assert "KEPT" in kept and not kept & set(of_a_shell)
 
 
 def test_a_doctor_comes_first_and_once_on_every_node(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
