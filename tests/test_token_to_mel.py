@@ -7,7 +7,7 @@ from torch import Tensor
 
 from speechlm.nn.dit import DiT
 from speechlm.nn.estimator import Conditions
-from speechlm.nn.length_regulator import stretched_indices
+from speechlm.nn.length_regulator import ClockedTokens, stretched_indices
 from speechlm.nn.masked_norm import MaskedGroupNorm
 from speechlm.nn.relative_attention import RelativeAttention, distance_sinusoids
 from speechlm.nn.token_encoder import TokenEncoder
@@ -164,6 +164,16 @@ def test_tokens_are_stretched_as_torch_stretches_them(tokens: int):
         expected = F.interpolate(index, size=frames, mode="nearest")[0, 0]
         made = stretched_indices(torch.tensor([tokens]), torch.tensor([frames]), frames)[0]
         assert torch.equal(made, expected.long())
+
+
+def test_each_part_of_a_token_speaks_in_its_own_frames():
+    regulator = ClockedTokens(1, convolutions=1, parts=2)
+    x = torch.tensor([[[10.0, 11.0], [20.0, 21.0]]])
+    spread = regulator.spread(x, torch.arange(13), CLOCK)
+    assert spread[0, 0].tolist() == [10, 10, 10, 11, 11, 11, 11, 20, 20, 20, 21, 21, 21]  # 6.89 frames a token
+    assert torch.equal(regulator.spread(x[:, 1:], torch.arange(7, 13), CLOCK, start=1), spread[:, :, 7:])
+    with pytest.raises(ValueError, match="at least 1 part"):
+        ClockedTokens(1, parts=0)
 
 
 def test_two_batches_are_put_behind_each_other_without_gaps():

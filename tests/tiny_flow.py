@@ -22,7 +22,7 @@ def causal(left_blocks: int | None = 1, dropout: float = 0.0) -> TokenToMel:
         num_tokens=V,
         num_mels=M,
         encoder=TokenEncoder(16, 2, 32, 2, left_blocks=left_blocks, dropout=dropout),
-        length_regulator=ClockedTokens(M, convolutions=2),
+        length_regulator=ClockedTokens(M, convolutions=2, parts=3),
         estimator=DiT(M, 16, 2, 2, 32, kernel=5, left_blocks=left_blocks),
         speaker_width=6,
         mel_mean=-2.0,

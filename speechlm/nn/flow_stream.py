@@ -13,7 +13,6 @@ from torch import Tensor
 from speechlm.nn.estimator import Conditions
 from speechlm.nn.flow import cosine_times, euler
 from speechlm.nn.hashed_noise import hashed_normal
-from speechlm.nn.length_regulator import taken
 from speechlm.nn.token_encoder import EncoderState
 from speechlm.nn.token_to_mel import Prompt, Sampling, TokenToMel, doubled, told_and_not, undoubled
 
@@ -148,7 +147,7 @@ class CachedStream(MelStream):
         self.encoder: EncoderState | None = None
         self.regulator: Any = None
         self.last: Tensor | None = (
-            None  # (B, 1, M) of the token before, which the next chunk's first frame may still hear
+            None  # (B, 1, P * M) of the token before, which the next chunk's first frame may still hear
         )
         self.steps: list[Any] = [None] * self.sampling.steps
 
@@ -176,10 +175,8 @@ class CachedStream(MelStream):
         last = torch.zeros_like(spoken[:, :1]) if self.last is None else self.last
         self.last = spoken[:, -1:]
         frames = torch.arange(first, behind, device=tokens.device)
-        index = (network.clock.token_of_frame(frames) - start + 1).expand(len(tokens), -1)
-        mu, self.regulator = network.length_regulator.extend(
-            taken(torch.cat([last, spoken], dim=1), index), self.regulator
-        )
+        spread = network.length_regulator.spread(torch.cat([last, spoken], dim=1), frames, network.clock, start - 1)
+        mu, self.regulator = network.length_regulator.extend(spread, self.regulator)
         return mu
 
     def _speaker(self) -> Tensor:

@@ -116,8 +116,8 @@ class TokenToMel(nn.Module):
         self.mel_mean, self.mel_std = mel_mean, mel_std
         self.encoder = encoder or TokenEncoder(left_blocks=5)
         self.input_embedding = nn.Embedding(num_tokens, self.encoder.width)
-        self.encoder_proj = nn.Linear(self.encoder.width, num_mels)
         self.length_regulator = length_regulator or ClockedTokens(num_mels)
+        self.encoder_proj = nn.Linear(self.encoder.width, num_mels * self.length_regulator.parts)
         self.estimator = estimator or DiT(num_mels)
         self.spk_embed_affine_layer = nn.Linear(speaker_width, num_mels)
         if self.estimator.num_mels != num_mels or mel_std <= 0:

@@ -75,6 +75,15 @@ class Clock:
         10, and its middle is in token 9."""
         return (frame * self.hop_samples + self.hop_samples // 2) // self.samples_per_token
 
+    def part_of_frame(self, frame: Count, parts: int) -> Count:
+        """In which of so many equal parts of its token's span the middle of a mel frame lies."""
+        return (
+            (frame * self.hop_samples + self.hop_samples // 2)
+            % self.samples_per_token
+            * parts
+            // self.samples_per_token
+        )
+
     def block_of_frame(self, frame: Count, block_tokens: int) -> Count:
         """Which block of tokens must be known before a mel frame is whole: the one that holds the frame's last sample."""
         return ((frame + 1) * self.hop_samples - 1) // (block_tokens * self.samples_per_token)
