@@ -34,9 +34,13 @@ class TextTokenizer:
             token.content: i for i, token in tokenizer.added_tokens_decoder.items() if len(token.content.strip()) > 1
         }
         self.specials: dict[str, int] = dict(sorted(added.items()))
-        self._special_ids = np.array(sorted(added.values()), np.int64)
-        longest_first = sorted(added, key=len, reverse=True)
-        self._names = re.compile("|".join(map(re.escape, longest_first))) if added else None
+        self._is_special = np.zeros(max([self.size, *(i + 1 for i in added.values())]), bool)
+        self._is_special[list(added.values())] = True
+        # A vocabulary with speech has 16,000 names: one pattern of all of them would be tried name by name at every "<".
+        self._starts = re.compile(
+            "[" + "".join(re.escape(start) for start in sorted({name[0] for name in added})) + "]"
+        )
+        self._lengths = sorted({len(name) for name in added})
 
     @property
     def fingerprint(self) -> str:
@@ -54,21 +58,23 @@ class TextTokenizer:
         pieces = [self._cut(_mended(text)) for text in texts]
         encoded = self.backend.encode_batch_fast([piece for cut in pieces for piece in cut], add_special_tokens=False)
         ids = iter(encoded)
-        made = [np.concatenate([np.array(next(ids).ids, np.int64) for _ in cut]) for cut in pieces]
+        made = [np.array([i for _ in cut for i in next(ids).ids], np.int64) for cut in pieces]
         for text, one in zip(texts, made, strict=True):
-            special = one[np.isin(one, self._special_ids)]
-            if len(special):
-                raise ValueError(f"a text gives the special token {int(special[0])}: {text[:80]!r}")
+            special = self._is_special[one]
+            if special.any():
+                raise ValueError(f"a text gives the special token {int(one[special][0])}: {text[:80]!r}")
         return made
 
     def _cut(self, text: str) -> list[str]:
         """The text in pieces, none of which has a special token's name in it."""
+        if not self.specials:
+            return [text]
         pieces, begin = [], 0
-        found = self._names.search(text) if self._names else None
-        while found and self._names:
-            pieces.append(text[begin : found.start() + 1])
-            begin = found.start() + 1
-            found = self._names.search(text, begin)
+        for found in self._starts.finditer(text):
+            start = found.start()
+            if start >= begin and any(text[start : start + length] in self.specials for length in self._lengths):
+                pieces.append(text[begin : start + 1])
+                begin = start + 1
         return [*pieces, text[begin:]]
 
 

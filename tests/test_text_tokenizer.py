@@ -1,5 +1,6 @@
 """Nothing that a text says can become a control token."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,34 @@ def test_however_names_are_put_together(folder: Path, text: str):
     ids = tokenizer.encode([text])[0]
     assert not set(ids.tolist()) & set(tokenizer.specials.values())
     assert tokenizer.backend.decode(ids.tolist(), skip_special_tokens=False) == text
+
+
+def test_the_names_of_a_whole_codebook_cost_nothing(folder: Path, tmp_path: Path):
+    extended = AutoTokenizer.from_pretrained(folder)
+    names = [f"<|audio_{code}|>" for code in range(16_384)]
+    extended.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+    extended.save_pretrained(tmp_path)
+    plain, many = TextTokenizer(folder), TextTokenizer(tmp_path)
+    texts = ["the quick < brown <| fox " * 3, "see <|audio_16384|> here"] * 100
+    for text, ids in zip(texts, many.encode(texts), strict=True):
+        assert ids.tolist() == plain.encode([text])[0].tolist()
+    assert not set(many.encode(["<|audio_16383|>"])[0].tolist()) & set(many.specials.values())
+
+    def seconds(tokenizer: TextTokenizer) -> float:
+        begun = time.process_time()
+        for text in texts:
+            tokenizer.encode([text])
+        return time.process_time() - begun
+
+    assert min(seconds(many) for _ in range(5)) < 2 * min(seconds(plain) for _ in range(5))
+
+
+def test_names_that_overlap_are_all_cut(tmp_path: Path):
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1, "b": 2, "ab": 3, "ba": 4}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_tokens([AddedToken("aba", normalized=False), AddedToken("bb", normalized=False)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    assert TextTokenizer(tmp_path).encode(["ababbbaba"])[0].tolist() == [1, 2, 1, 2, 2, 2, 1, 2, 1]
 
 
 def test_lone_surrogates_become_the_replacement_character(folder: Path):
