@@ -281,6 +281,19 @@ def test_without_judges_it_only_speaks(tmp_path: Path):
         fit(vocoder, tmp_path, 1)
 
 
+def test_without_judges_it_learns_as_with_judges_that_have_not_come_yet(tmp_path: Path):
+    late = {"judges_after": 2, "losses": VocoderLosses(spectra=1.0)}
+    waited_for, alone = stage(**late), stage(**late)
+    alone.discriminator = None
+    fit(waited_for, tmp_path / "x", 2)
+    fit(alone, tmp_path / "y", 2)
+    assert same(dict(waited_for.generator.state_dict()), dict(alone.generator.state_dict()))
+    resumed = stage(**late)
+    resumed.discriminator = None
+    with pytest.raises(ValueError, match="judges_after"):
+        fit(resumed, tmp_path / "y", 3)
+
+
 # -- what it promises --------------------------------------------------------------------------------------------------
 
 

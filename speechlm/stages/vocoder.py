@@ -59,7 +59,7 @@ class Vocoder(L.LightningModule):
         clock: rates of the decoder's side; its hop is the generator's.
         generator: the network that speaks: `HiFT`, `read_hift` for released weights, `HifiGan` for a ready one, or
             `SourceFilter` for a CPU.
-        discriminator: the judges; null for a vocoder that is only used.
+        discriminator: the judges; null for a vocoder that is only used, or trained for fewer steps than `judges_after`.
         optimizer: of the generator.
         discriminator_optimizer: of the judges.
         losses: weights.
@@ -126,14 +126,18 @@ class Vocoder(L.LightningModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        if self.discriminator is None:
-            raise ValueError("a vocoder is trained against judges; set `model.init_args.discriminator` in the config")
-        pairs = []
-        for settings, module, idle in (
-            (self.generator_optimizer, self.generator, 0),
-            (self.discriminator_optimizer, self.discriminator, self.judges_after),
-        ):
-            pairs.append(settings.build(module, max(0, settings.steps_of(self.trainer.max_steps) - idle)))
+        if self.discriminator is None and not 0 <= self.trainer.max_steps <= self.judges_after:
+            raise ValueError(
+                f"a vocoder is trained against judges from step {self.judges_after} on; set `model.init_args.discriminator`, or "
+                f"`model.init_args.judges_after` to no less than trainer.max_steps ({self.trainer.max_steps})"
+            )
+        sides: list[tuple[AdamWSettings, nn.Module, int]] = [(self.generator_optimizer, self.generator, 0)]
+        if self.discriminator is not None:
+            sides.append((self.discriminator_optimizer, self.discriminator, self.judges_after))
+        pairs = [
+            settings.build(module, max(0, settings.steps_of(self.trainer.max_steps) - idle))
+            for settings, module, idle in sides
+        ]
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
 
     def on_fit_start(self) -> None:
@@ -156,14 +160,16 @@ class Vocoder(L.LightningModule):
         if len(self._window) < self.accumulate and not self.trainer.is_last_batch:
             return
         window, self._window = self._window, []
-        generator, judges = cast(list[Any], self.optimizers(use_pl_optimizer=True))
+        optimizers = self.optimizers(use_pl_optimizer=True)
+        generator, *judges = cast(list[Any], optimizers if isinstance(optimizers, list) else [optimizers])
         # Where it is one batch, its graph is kept for the generator's turn; of several, the memory would not be there.
         spoken = [self._spoken(window[0], 0)] if len(window) == 1 else []
         alone = self.global_step < self.judges_after
-        if alone or self._descend(judges.optimizer, self.discriminator, self._judge(window, spoken)):
+        if alone or self._descend(judges[0].optimizer, self.discriminator, self._judge(window, spoken)):
             # Only the generator's step goes through Lightning's optimizer, which counts it.
             self._descend(generator, self.generator, self._speak(window, spoken))
-        for schedule in cast(list[Any], self.lr_schedulers())[: 1 if alone else 2]:
+        schedules = self.lr_schedulers()
+        for schedule in cast(list[Any], schedules if isinstance(schedules, list) else [schedules])[: 1 if alone else 2]:
             schedule.step()
 
     def _judge(self, window: list[ResynthesisBatch], spoken: list[Spoken]) -> Iterator[Tensor]:
