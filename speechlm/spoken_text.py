@@ -13,6 +13,9 @@ ODD = re.compile(
 STRETCH = re.compile(rf"(?:{ODD.pattern})(?: (?:{ODD.pattern}|[ap]\.?m\b\.?))*")
 HAS_ODD_ZH = re.compile(r"[0-9$€£¥￥%％&@#=+*/~^°]")
 LANGUAGES = ("en", "zh", "ja")
+_SPACE = re.compile(r"\s+")
+_NO_LETTER = re.compile(r"[^\w\s]|_")
+_UNREAD = re.compile(r"""[^\w\s.,;:!?'"\-’。，、；：！？]|_""")  # neither letter, digit nor ordinary punctuation
 _NOTHING_SAID = re.compile(r"[\W_]*", re.UNICODE)
 
 
@@ -43,10 +46,10 @@ def speakable(text: str, min_letters: float = 0.6) -> str:
     """
     if _NOTHING_SAID.fullmatch(text):
         return "no words"
-    dense = [c for c in text if not c.isspace()]
-    if sum(c.isalnum() or c in ".,;:!?'\"-’。，、；：！？" for c in dense) < min_letters * len(dense) or "://" in text:
+    dense = len(_SPACE.sub("", text))
+    if dense - len(_UNREAD.findall(text)) < min_letters * dense or "://" in text:
         return "not speakable"
-    if sum(c.isalnum() for c in dense) < 0.5 * min_letters * len(dense):
+    if dense - len(_NO_LETTER.findall(text)) < 0.5 * min_letters * dense:
         return "not speakable"
     return ""
 

@@ -47,6 +47,22 @@ def test_no_character_is_lost_or_doubled_and_spans_never_touch(
     assert not spans or len(units) > sum(span.start <= start < span.end for span in spans for start, _ in units)
 
 
+@given(
+    st.one_of(
+        TEXTS,
+        st.text(
+            st.sampled_from("ab.\u00e9\u2019 \n\t\x0b\x1c\x1f\x85\xa0\u1680\u2003\u2028\u3000\ufeff\u200b\U00010400")
+        ),
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_a_plan_counts_in_words_whichever_way_they_are_found(text: str):
+    for seed in range(3):
+        assert plan(Document("a", text), 0, seed, mean_span=2) == plan(
+            Document("a", text, words_of(text)), 0, seed, mean_span=2
+        )
+
+
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:12]))
 def test_hostile_text_is_only_text(text: str):
     spans = plan(Document(text, text), 0, 0)

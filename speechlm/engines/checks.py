@@ -49,9 +49,12 @@ class SpeechChecks:
             return "no end"
         if len(generation.ids) < self.min_new(text_ids):
             return "too short"
-        if longest_run(generation.ids) > self.max_run:
+        again = len(generation.ids) - len(
+            set(generation.ids)
+        )  # ids that stood there before; every repetition needs some
+        if again >= self.max_run and longest_run(generation.ids) > self.max_run:
             return "stuck"
-        return "loop" if loops(generation.ids, self.max_repeats) else ""
+        return "loop" if loops(generation.ids, self.max_repeats, min(12, again // max(1, self.max_repeats - 1))) else ""
 
 
 def longest_run(ids: Sequence[int]) -> int:

@@ -63,6 +63,26 @@ def words_of(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in WORD.finditer(text)]
 
 
+def _units(text: str) -> Sequence[tuple[int, int]] | np.ndarray:
+    """`words_of`, several times as fast where every script writes spaces: (U, 2) starts and ends."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    kinds = _kinds()[codes]
+    if not len(kinds) or kinds.max() == 2:
+        return words_of(text)
+    ends = np.flatnonzero((kinds == 0) & (np.append(kinds[1:], 1) == 1)) + 1
+    return np.stack([np.append(0, ends[:-1]), ends], axis=1) if len(ends) else []
+
+
+@lru_cache(maxsize=1)
+def _kinds() -> np.ndarray:
+    """(0x110000,) uint8: 1 for space, 2 for characters of `UNSPACED`, 0 for all others."""
+    kinds = np.zeros(0x110000, np.uint8)
+    kinds[[code for code in range(0x10000) if chr(code).isspace()]] = 1
+    for first, last in zip(UNSPACED[::3], UNSPACED[2::3], strict=True):
+        kinds[ord(first) : ord(last) + 1] = 2
+    return kinds
+
+
 def plan(document: Document, epoch: int, seed: int, ratio: float = 0.3, mean_span: float = 10.0) -> list[Span]:
     """The spans of a document that are spoken, in order; between any two lies at least one unit of text.
 
@@ -84,13 +104,13 @@ def plan(document: Document, epoch: int, seed: int, ratio: float = 0.3, mean_spa
         raise ValueError(
             f"ratio must be in [0, 1] and mean_span above 0 and below 700, got {ratio} and {mean_span}; edit the config"
         )
-    units = words_of(document.text) if document.units is None else document.units
+    units = _units(document.text) if document.units is None else document.units
     key = key_of("spans", document.id, epoch, seed)
     lengths = _lengths(len(units), key, ratio, mean_span)
     spans, begin = [], 0
     for gap, length in zip(_gaps(len(units), lengths, key_of("gaps", key)), lengths, strict=True):
         begin += gap
-        spans.append(Span(units[begin][0], units[begin + length - 1][1]))
+        spans.append(Span(int(units[begin][0]), int(units[begin + length - 1][1])))
         begin += length
     return spans
 
