@@ -134,7 +134,7 @@ class AudioDataModule(L.LightningDataModule):
     def val_dataloader(self) -> list[CountedLoader]:
         loaders = []
         for source in self.val_sources.values():
-            cuts = self._found(UsableCuts(source, self._unfit))
+            cuts = self._found(UsableCuts(source, self.unfit))
             batches = self._batches(CutSet(cast(Any, cuts)), self._buckets(cuts), shuffle=False, epoch=0)
             dataset = AudioDataset(self.clock, self.duration_tolerance_sec)
             sampler = ResumedSampler(every_epoch(batches))
@@ -192,14 +192,14 @@ class AudioDataModule(L.LightningDataModule):
     def _train_batches(self, epoch: int) -> Iterator[CutSet]:
         """Batches of one Lightning epoch: `epochs` passes, or one that never ends."""
         weighted = [source for source in self.train_sources if source.weight > 0]
-        first = [self._found(UsableCuts(source, self._unfit, self.seed, self._speed)) for source in weighted]
+        first = [self._found(UsableCuts(source, self.unfit, self.seed, self._speed)) for source in weighted]
         buckets = self._buckets(self._mixed(first))
         # Every rank reads every manifest; what it leaves out is counted by one of them.
         left_out = None if self.trainer and self.trainer.global_rank else self.left_out
         for number in range(self.epochs or 1):
             number += epoch * (self.epochs or 1)
             cuts = [
-                UsableCuts(source, self._unfit, self.seed, self._speed, number, self.epochs is None, left_out)
+                UsableCuts(source, self.unfit, self.seed, self._speed, number, self.epochs is None, left_out)
                 for source in weighted
             ]
             yield from self._batches(self._mixed(cuts), buckets, self.shuffle, number)
@@ -219,7 +219,7 @@ class AudioDataModule(L.LightningDataModule):
         weights = [cuts.source.weight for cuts in sources]
         return CutSet.mux(*sets, weights=weights, seed=self.seed + sources[0].number)
 
-    def _unfit(self, cut: Cut) -> str:
+    def unfit(self, cut: Cut) -> str:
         """Why the manifest alone says that a cut is not to be used, or ""."""
         if cut.duration > self.max_seconds:
             return "too long"

@@ -6,6 +6,7 @@ Read are lines of JSON in the forms of UltraChat (`data`: a list of strings, use
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,11 +66,15 @@ class Chat:
         id: tells it from others.
         turns: whose, and what.
         problem: why there is none, empty where there is.
+        left_out: turns that are not in it any more, by reason.
+        shortened: replies that are shorter than they were.
     """
 
     id: str
     turns: list[tuple[Role, str]] = field(default_factory=list)
     problem: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
+    shortened: int = 0
 
 
 def read_chats(path: Path, id_field: str = "id") -> Iterator[Chat]:
@@ -92,23 +97,29 @@ def read_chats(path: Path, id_field: str = "id") -> Iterator[Chat]:
 def sayable_chat(chat: Chat, settings: ChatSettings) -> Chat:
     """As much of a chat as can be said: whole exchanges of one turn each, up to the first that can not.
 
-    Where there is none, `problem` says why; instructions of the system are left out, since they speak of text.
+    Where there is none, `problem` says why; instructions of the system are left out, since they speak of text. What ended the
+    chat is the reason for all turns behind it.
     """
     if chat.problem:
         return chat
     turns = [turn for turn in chat.turns if turn[0] != "system"]
     kept: list[tuple[Role, str]] = []
-    problem = "" if turns else "empty"
+    problem, shorter = "" if turns else "empty", 0
     for (asks, question), (replies, answer) in zip(turns[::2], turns[1::2], strict=False):
         if (asks, replies) != ("user", "assistant"):
             problem = "turns out of order"
             break
-        question, answer = plain_words(question), shortened(plain_words(answer), settings.max_reply_words)
+        question, whole = plain_words(question), plain_words(answer)
+        answer = shortened(whole, settings.max_reply_words)
         problem = unsayable(question, settings.max_user_words) or unsayable(answer, settings.max_reply_words)
-        if problem or len(kept) + 2 > settings.max_turns:
+        problem = problem or ("beyond max_turns" if len(kept) + 2 > settings.max_turns else "")
+        if problem:
             break
+        shorter += answer != whole
         kept += [("user", " ".join(question.split())), ("assistant", " ".join(answer.split()))]
-    return Chat(chat.id, kept, "" if kept else problem or "no reply")
+    problem = problem or "no reply"
+    left_out = Counter({"instructions": len(chat.turns) - len(turns), problem: len(turns) - len(kept)})
+    return Chat(chat.id, kept, "" if kept else problem, +left_out, shorter)
 
 
 def unsayable(text: str, max_words: int) -> str:

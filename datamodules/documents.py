@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ class Raw:
         problem: why it can not be used, empty where it can.
         detail: more about the problem.
         voice: who speaks, "" where nobody says.
+        left_out: characters of a text, or turns of a chat, that are not in it any more, by reason.
+        shortened: turns that are shorter than they were.
     """
 
     id: str
@@ -53,6 +56,8 @@ class Raw:
     problem: str = ""
     detail: str = ""
     voice: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
+    shortened: int = 0
 
 
 def files_of(paths: list[str], kind: Kind) -> list[Path]:

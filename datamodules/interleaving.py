@@ -73,7 +73,7 @@ class InterleaveSettings:
         tries: generations of a span before it is left as text.
         shard_documents: documents in a file of the result.
         open_shards: shards at work at once.
-        max_document_chars: longer documents are cut off here.
+        max_document_chars: longer documents are cut off here; what is cut off is counted.
         checks: bounds on what is generated.
         template: how text-to-token rows are written, as the model was trained; null is the default of `tts`.
         voices: names for ``{voice}`` in the template; each document is in one of them.
@@ -118,6 +118,7 @@ class InterleaveJob:
     """
 
     suffix = ".safetensors"
+    unit = "characters"
 
     def __init__(
         self,
@@ -211,7 +212,7 @@ class InterleaveJob:
                 total += Counter(commit["counts"])
                 reasons += Counter(commit["reasons"])
         counts = {name: total[name] for name in COUNTS}
-        for account in accounts(counts, reasons):
+        for account in accounts(counts, reasons, self.unit):
             account.require(str(self.folder))
         return {"counts": counts, "reasons": dict(sorted(reasons.items()))}
 
@@ -260,7 +261,9 @@ class InterleaveJob:
     def documents_of(self, file: Path) -> Iterator[Raw]:
         """Documents of a file, in order."""
         for raw in read_documents(file, "text", self.source.text_field, self.source.id_field):
-            raw.text = raw.text[: self.settings.max_document_chars]
+            room = self.settings.max_document_chars
+            raw.left_out["beyond max_document_chars"] = max(0, len(raw.text) - room)
+            raw.text = raw.text[:room]
             raw.id = raw.id.replace("\0", "\ufffd")
             raw.voice = one_of(self.settings.voices, raw.id, self.settings.seed)
             yield raw
@@ -283,6 +286,14 @@ class InterleaveJob:
         """The ids that ask for a text to be spoken, and how many of them are text."""
         ids = self.tokenizer.encode([spoken(text, self.source.language)])[0]
         return self.writer.opening(ids, voice), len(ids)
+
+    def units_of(self, raw: Raw) -> int:
+        """See `Job.units_of`: characters."""
+        return len(raw.text)
+
+    def units_in(self, document: Any) -> int:
+        """See `Job.units_in`: characters, of what is text and of what is spoken."""
+        return sum(end - start for start, end in document.chars)
 
     def assembled(self, work: Work) -> Any:
         """Text and speech in turns; spans that were not spoken are text again, joined with the text around them.
@@ -336,13 +347,13 @@ class InterleaveJob:
 
 COUNTS = (
     "documents_in", "documents", "documents_skipped", "spans", "spoken", "left_as_text", "text_ids", "speech_ids",
-    "spoken_text_ids", "retries",
+    "spoken_text_ids", "retries", "units_in", "units", "shortened",
 )  # fmt: skip
 
 
-def accounts(counts: Mapping[str, int], reasons: Mapping[str, int]) -> list[Account]:
-    """Of documents and of the spans to be spoken, out of the counts and reasons of a report."""
-    why: dict[str, dict[str, int]] = {"document": {}, "span": {}}
+def accounts(counts: Mapping[str, int], reasons: Mapping[str, int], unit: str = "characters") -> list[Account]:
+    """Of documents, of the spans to be spoken, and of what documents consist of, out of the counts and reasons of a report."""
+    why: dict[str, dict[str, int]] = {"document": {}, "span": {}, "unit": {}}
     for reason, count in reasons.items():
         kind, _, name = reason.partition(": ")
         why[kind][name] = count
@@ -350,6 +361,7 @@ def accounts(counts: Mapping[str, int], reasons: Mapping[str, int]) -> list[Acco
     return [
         Account("documents", counts["documents_in"], counts["documents"], why["document"]),
         Account("spans", counts["spans"], counts["spoken"], why["span"], words),
+        Account(unit, counts["units_in"], counts["units"], why["unit"], ("in", "out", "left out")),
     ]
 
 

@@ -154,7 +154,7 @@ class ResynthesisDataModule(AudioDataModule):
         settings = ("segment_samples", "tokens", "truncate_share", "truncate_tokens")
         return {**super()._order(), **{name: getattr(self, name) for name in settings}}
 
-    def _unfit(self, cut: Cut) -> str:
+    def unfit(self, cut: Cut) -> str:
         """Why the manifest alone says that a cut is not to be used, or ""."""
         if cut.duration > self.max_seconds:
             return "too long"

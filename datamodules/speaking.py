@@ -94,6 +94,14 @@ class Job(Protocol):
         """
         ...
 
+    def units_of(self, raw: Raw) -> int:
+        """Characters or turns of a document, as it is before it is spoken."""
+        ...
+
+    def units_in(self, document: Any) -> int:
+        """Characters or turns of what was assembled."""
+        ...
+
     def assembled(self, work: "Work") -> Any:
         """What goes into the shard of a document whose spans have come back.
 
@@ -163,6 +171,8 @@ class Flow:
     def _begin(self, shard: Shard, documents: list[Raw]) -> None:
         made = self.open[shard] = OpenShard(len(documents))
         made.counts["documents_in"] = len(documents)
+        made.counts["units_in"] = sum(self.job.units_of(raw) + raw.left_out.total() for raw in documents)
+        made.counts["shortened"] = sum(raw.shortened for raw in documents)
         works = [self._work(shard, number, raw) for number, raw in enumerate(documents)]
         for work in works:
             if work is None or not work.waiting:
@@ -173,8 +183,7 @@ class Flow:
         made = self.open[shard]
         problem = raw.problem or ("" if raw.text.strip() else "empty")
         if problem:
-            made.counts["documents_skipped"] += 1
-            made.reasons[f"document: {problem}"] += 1
+            self._skip(made, raw, problem)
             return None
         work = Work(shard, number, raw, self.job.spans_of(raw))
         for index, segment in enumerate(work.segments):
@@ -228,11 +237,22 @@ class Flow:
         made.left -= 1
         if work is not None:
             try:
-                made.documents[work.number] = self.job.assembled(work)
-                made.counts["documents"] += 1
+                document = made.documents[work.number] = self.job.assembled(work)
             except Unusable as error:
-                made.counts["documents_skipped"] += 1
-                made.reasons[f"document: {error.reason}"] += 1
+                self._skip(made, work.raw, error.reason)
+            else:
+                made.counts["documents"] += 1
+                made.counts["units"] += self.job.units_in(document)
+                self._leave_out(made, work.raw.left_out)
         if not made.left:
             self.job.write(shard, self.open.pop(shard))
             self.watcher.shard_done(made.counts["documents_in"], kept=False)
+
+    def _skip(self, made: OpenShard, raw: Raw, reason: str) -> None:
+        """A document is not in the shard, and so is nothing of it."""
+        made.counts["documents_skipped"] += 1
+        made.reasons[f"document: {reason}"] += 1
+        self._leave_out(made, raw.left_out + Counter({"in documents left out": self.job.units_of(raw)}))
+
+    def _leave_out(self, made: OpenShard, units: Counter[str]) -> None:
+        made.reasons.update({f"unit: {reason}": count for reason, count in units.items() if count})

@@ -35,6 +35,7 @@ class ChatJob(InterleaveJob):
     """
 
     suffix = ".jsonl"
+    unit = "turns"
 
     def __init__(self, chats: ChatSettings, *parts: Any) -> None:
         self.chats = chats
@@ -62,7 +63,10 @@ class ChatJob(InterleaveJob):
         for chat in read_chats(file, self.source.id_field):
             sayable = sayable_chat(chat, self.chats)
             turns: list[tuple[str, Any]] = list(sayable.turns)
-            yield Raw(sayable.id, "\n".join(text for _, text in turns), parts=turns, problem=sayable.problem)
+            text = "\n".join(text for _, text in turns)
+            raw = Raw(sayable.id, text, parts=turns, problem=sayable.problem)
+            raw.left_out, raw.shortened = sayable.left_out, sayable.shortened
+            yield raw
 
     def spans_of(self, raw: Raw) -> list[Segment]:
         """Every turn is a span, with the line's end behind it as text."""
@@ -94,8 +98,17 @@ class ChatJob(InterleaveJob):
             Said(role, text, codes, self._voice(work.raw.id, role))  # type: ignore[arg-type]
             for (role, text), codes in whole
         ]
+        work.raw.left_out["from a turn on that was not spoken"] += len(spoken) - len(turns)
         about = {"source": self.folder.name, "made_with": self.seal, "turns_cut": len(spoken) - len(turns)}
         return Dialogue(work.raw.id, turns, about)
+
+    def units_of(self, raw: Raw) -> int:
+        """See `Job.units_of`: turns."""
+        return len(raw.parts)
+
+    def units_in(self, document: Any) -> int:
+        """See `Job.units_in`: turns."""
+        return len(document.turns)
 
     def text_ids(self, documents: list[Any]) -> int:
         """See `InterleaveJob.text_ids`; every turn is spoken."""

@@ -19,6 +19,7 @@ import soundfile as sf
 from speechlm.engines.base import Sampling
 from speechlm.engines.streaming import EngineBusy, EngineFailed
 from speechlm.export import DTYPES, export_lm
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.load import load_stage
 from speechlm.serving.bundle import Manifest, copy_folder, write_bundle
 from speechlm.serving.open import Runtime, open_voice
@@ -226,6 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse and call."""
+    hide_secrets()
     parser = build_parser()
     settings = parser.parse_args(args)
     try:

@@ -20,6 +20,7 @@ from rich.table import Table
 from speechlm.checks import data, devices, machine, tracking
 from speechlm.checks.finding import Finding, guarded
 from speechlm.files import write_text_atomic
+from speechlm.hidden_secrets import hide_secrets
 
 COLOURS = {"good": "green", "mind": "yellow", "broken": "red"}
 
@@ -89,6 +90,7 @@ def show(findings: list[Finding]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Examine, show, and exit with 1 where something is broken, with 2 where the config itself is."""
+    hide_secrets()
     from speechlm.fit import ParsedCLI, build  # the slow import comes after the arguments were understood
 
     options, rest = build_parser().parse_known_args(args)

@@ -25,11 +25,13 @@ from speechlm.engines.base import Sampling
 from speechlm.evals.evaluation_page import HEADER, markdown, page, rows, uncounted
 from speechlm.evals.json_schema import schema_of
 from speechlm.evals.planted import Planted
-from speechlm.evals.records import canonical, digest
-from speechlm.evals.suite import Evaluation, Suite, is_judge
+from speechlm.evals.records import canonical, digest, phases_of
+from speechlm.evals.suite import Evaluation, Suite, TaskResult, is_judge
 from speechlm.evals.task import Task
 from speechlm.evaluated import Judges, ModelParts, SavedParts, roles_of
+from speechlm.evaluation_account import items_account, lines_account
 from speechlm.files import write_text_atomic
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.provenance import git_state, hardware
 from speechlm.ranks import find_rank
 from speechlm.tokenize import choose_device
@@ -97,6 +99,7 @@ def evaluate(built: Any, console: Console | None = None) -> Evaluation | None:
             return None
         _remember(out, roles, parts.hashes)
     results, examples = suite.scored()
+    account(suite, results, console)
     models, judges = _described(out, parts.hashes)
     protocol = digest({name: task.protocol for name, task in results.items() if not task.skipped})
     evaluation = Evaluation(
@@ -105,6 +108,23 @@ def evaluate(built: Any, console: Console | None = None) -> Evaluation | None:
     write(out, evaluation, page(evaluation, examples))
     show(evaluation, console)
     return evaluation
+
+
+def account(suite: Suite, results: dict[str, TaskResult], console: Console) -> None:
+    """Say what became of every item of every task.
+
+    Raises:
+        Unaccounted: one has neither a number nor a reason.
+    """
+    for name, result in results.items():
+        task, file = suite.tasks[name], suite.files[name]
+        accounts = [lines_account(file, getattr(task, "limit", None))]
+        if not result.skipped:
+            *_, (_, folder, _) = phases_of(task, name, file, suite.parts.hash_of, suite.out)
+            accounts.append(items_account(result, folder.read_all()))
+        for one in accounts:
+            one.require(f"{suite.out}, {name}")
+        console.print(f"{name}: {'; '.join(map(str, accounts))}", style="dim", highlight=False, markup=False)
 
 
 def write(out: Path, evaluation: Evaluation, html: str) -> None:
@@ -168,6 +188,7 @@ def _described(out: Path, hashes: dict[str, str]) -> tuple[dict[str, dict[str, s
 
 def main(args: list[str] | None = None) -> None:
     """Parse, evaluate; exits with 2 for an argument that is wrong, with 1 for items or a model that are."""
+    hide_secrets()
     transformers_logging.set_verbosity_error()
     parser = build_parser()
     config = parser.parse_args(None if args is None else list(map(str, args)))

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from speechlm.files import write_text_atomic
 from speechlm.fit import ParsedCLI, build
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.nn.speed import Speed
 from speechlm.planning.calibrate import Calibrated, calibrate
 from speechlm.planning.machines import Machine, machine
@@ -166,6 +167,7 @@ def show(plans: list[Plan], found: list[Calibrated | None], args: argparse.Names
 
 def main(argv: list[str] | None = None) -> None:
     """Plan, print, write."""
+    hide_secrets()
     args = build_parser().parse_args(argv)
     try:
         plans, found = zip(*(plan_of(path, args) for path in args.config), strict=True)

@@ -22,10 +22,13 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from datamodules.eval_sets import questions, recordings, salmon, stories, texts, zerospeech
+from datamodules.recipes.part_writer import Tally
+from speechlm.conservation import Account
 from speechlm.engines.base import Sampling
 from speechlm.evals.items import Item, said_fields, write_items
 from speechlm.evals.parts import TextToSpeechTokens
 from speechlm.evaluated import Judges, ModelParts
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.ranks import find_rank
 from speechlm.tokenize import choose_device
 
@@ -50,17 +53,40 @@ def speak_items(items: Sequence[Item], speaker: TextToSpeechTokens, made_by: str
     return [item for item in items if all(s.get("audio") or s.get("tokens") for s in said_fields(item).values())]
 
 
-def write(items: Iterable[Item], out: Path, speak: str = "", language: str = "en", device: str = "auto") -> None:
-    """Write items, spoken where a model is given, and say what became of how many."""
+def write(
+    items: Iterable[Item],
+    out: Path,
+    speak: str = "",
+    language: str = "en",
+    device: str = "auto",
+    tally: Tally | None = None,
+) -> None:
+    """Write items, spoken where a model is given, and say what became of how many.
+
+    Args:
+        items: of the set.
+        out: the file.
+        speak: folder of a text-to-token model.
+        language: of what it speaks.
+        device: of it.
+        tally: of a reader that leaves something out; it has counted everything once `items` are at their end.
+
+    Raises:
+        Unaccounted: an item is neither in the file nor left out for a reason.
+    """
     found = list(items)
-    kept = found
+    tally, kept = tally or Tally(found=len(found)), found
     if speak:
         parts = ModelParts(
             {"text_to_token": speak}, Judges(), choose_device(device, find_rank()), Sampling(temperature=0.0)
         )
         kept = speak_items(found, parts.text_to_token, parts.hash_of("codes"), language)
-    lost = {item["id"] for item in found} - {item["id"] for item in kept}
-    print(f"{out}: {write_items(out, kept)} items" + (f", {len(lost)} not spoken: {sorted(lost)[:5]}" if lost else ""))
+    there = set(map(id, kept))
+    lost = [item["id"] for item in found if id(item) not in there]
+    tally.left_out["not spoken"] += len(lost)
+    words = ("found", "written", "left out")
+    account = Account("items", tally.found, write_items(out, kept), tally.left_out, words).require(str(out))
+    print(f"{out}: {account}" + (f"; not spoken: {', '.join(lost[:5])}" if lost else ""))
 
 
 def _is_said(said: dict[str, Any]) -> bool:
@@ -116,14 +142,16 @@ def seed_tts(corpus: Path, out: Path, language: str = "en") -> None:
 
 def general_qa(alpaca: Path, vicuna: Path, out: Path, speak: str = "", device: str = "auto") -> None:
     """Instructions of General QA."""
-    write(texts.general_qa(alpaca, vicuna), out, speak, device=device)
+    tally = Tally()
+    write(texts.general_qa(alpaca, vicuna, tally), out, speak, device=device, tally=tally)
 
 
 def knowledge(
     sets: list[Path], out: Path, count: int = 100, seed: int = 0, speak: str = "", device: str = "auto"
 ) -> None:
     """Questions of Knowledge."""
-    write(texts.knowledge(sets, out, count, seed), out, speak, device=device)
+    tally = Tally()
+    write(texts.knowledge(sets, out, tally, count, seed), out, speak, device=device, tally=tally)
 
 
 def recordings_set(cuts: Path, out: Path, group: str = "", language: str = "") -> None:
@@ -149,6 +177,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(args: list[str] | None = None) -> None:
     """The command line; exits with 2 for an argument that is wrong, with 1 for a set that is."""
+    hide_secrets()
     try:
         auto_cli(dict(COMMANDS), args=args, as_positional=False, prog="python -m speechlm.prepare_eval")
     except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@ the released weights: of the tokenizer, and of the decoder with `flow.pt` and `h
 import argparse
 import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import soundfile
 import torch
 
+from speechlm.conservation import Account
 from speechlm.evals.resynthesis_page import Pair, listening_page
 from speechlm.files import write_bytes_atomic, write_text_atomic
 from speechlm.hidden_secrets import hide_secrets
@@ -63,9 +65,12 @@ def resynthesize_folder(speak: Resynthesizer, source: Path, out: Path, settings:
     Raises:
         ValueError: there is no sound file in it.
     """
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in ENDINGS)[: settings.limit]
+    inside = sorted(source.iterdir())
+    sounds = [path for path in inside if path.suffix.lower() in ENDINGS]
+    files = sounds[: settings.limit]
     if not files:
         raise ValueError(f"{source} holds no sound file ({' '.join(sorted(ENDINGS))})")
+    reasons = Counter({"no sound files": len(inside) - len(sounds), "beyond --limit": len(sounds) - len(files)})
     pairs: list[Pair] = []
     skipped: list[tuple[str, str]] = []
     for path in files:
@@ -73,11 +78,13 @@ def resynthesize_folder(speak: Resynthesizer, source: Path, out: Path, settings:
             pairs.append(resynthesize_file(speak, path, out / f"{path.name}.flac", settings))
         except ValueError as error:
             skipped.append((path.name, str(error)))
+            reasons["not usable"] += 1
             print(f"left out {path.name}: {error}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     title = f"{source.name} through speech tokens"
     write_text_atomic(out / "index.html", listening_page(pairs, speak.sample_rate_hz, title, skipped))
-    print(f"{len(files)} files = {len(pairs)} resynthesised + {len(skipped)} left out; {out / 'index.html'}")
+    account = Account("files", len(inside), len(pairs), reasons, ("in the folder", "resynthesised", "left out"))
+    print(f"{account.require(str(out))}; {out / 'index.html'}")
     return pairs
 
 

@@ -7,6 +7,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+from speechlm.hidden_secrets import hide_secrets
+
 SHIPPED = ("configs", "assets", "slurm")
 
 
@@ -42,6 +44,7 @@ def start(folder: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and copy."""
+    hide_secrets()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="made if it is not there; what it holds is kept")
     folder = parser.parse_args(arguments).folder

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from speechlm.cluster.batch_script import Request, fill, settings_of
 from speechlm.cluster.slurm import NoSlurm, running, submit
 from speechlm.files import write_text_atomic
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.provenance import redact, redact_arguments
 from speechlm.start import shipped
 
@@ -232,6 +233,7 @@ def _job_name(name: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, write, submit."""
+    hide_secrets()
     SubmitCLI(args).run()
 
 

@@ -110,7 +110,7 @@ class SynthesizeCLI:
         write_sealed(job.folder / "summary.json", report)
         counts = report["counts"]
         share = counts["spoken_text_ids"] / max(1, counts["spoken_text_ids"] + counts["text_ids"])
-        documents, spans = accounts(counts, report["reasons"])
+        documents, spans, units = accounts(counts, report["reasons"], job.unit)
         DataCard(
             "Spoken dialogues"
             if isinstance(job, ChatJob)
@@ -119,12 +119,17 @@ class SynthesizeCLI:
             tuple(job.source.paths),
             languages=(job.source.language,) if job.source.language else (),
             counts={"documents": documents.out, "text_ids": counts["text_ids"], "speech_ids": counts["speech_ids"]},
-            skipped={**documents.skipped, **{f"span, {reason}": count for reason, count in spans.skipped.items()}},
+            skipped={
+                **documents.skipped,
+                **{f"span, {reason}": count for reason, count in spans.skipped.items()},
+                **{f"{job.unit}, {reason}": count for reason, count in units.skipped.items()},
+                **({"replies that were shortened": counts["shortened"]} if counts["shortened"] else {}),
+            },
             hashes={"vocabulary": job.vocab.hash, "text_to_token_model": job.making.provenance["model"]},
         ).write(job.folder)
         return (
-            f"{name}: {documents}; {spans}; {counts['text_ids']} text ids, {counts['speech_ids']} speech ids, {share:.1%} of the "
-            f"text spoken"
+            f"{name}: {documents}; {spans}; {units}; {counts['text_ids']} text ids, {counts['speech_ids']} speech ids, "
+            f"{share:.1%} of the text spoken"
         )
 
     @contextmanager

@@ -9,6 +9,7 @@ and `report.schema.json` (what they mean) into the run folder, or `--out`.
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from callbacks.jsonl import read_metrics
 from datamodules.audio import AudioDataModule
 from datamodules.cuts import CutSource, read_cuts
 from speechlm import runs
+from speechlm.conservation import Account
 from speechlm.evals import perturbations
 from speechlm.evals import tokenizer_tables as tables
 from speechlm.evals.codebook import codebook_stats
@@ -39,6 +41,7 @@ from speechlm.evals.tokenizer_numbers import (
 )
 from speechlm.evals.tokenizer_page import page
 from speechlm.files import write_text_atomic
+from speechlm.hidden_secrets import hide_secrets
 from speechlm.load import load_stage
 from speechlm.nn.glm4voice import is_released
 from speechlm.nn.log_mel import LogMel
@@ -124,9 +127,16 @@ def _load(run: Path) -> SpeechTokenizer:
 
 def _listen(stage: SpeechTokenizer, name: str, held: CutSource, limit: int | None) -> Listening:
     data = AudioDataModule(stage.clock, [held], val={name: held}, batch_seconds=60, max_seconds=_longest(stage))
-    speakers = {c.id: c.supervisions[0].speaker or "" for c in read_cuts(held.path) if c.supervisions}
-    compare = stage.source_name is not None
-    return listen(stage, data.val_dataloader()[0], limit, speakers, compare, stage.languages)
+    cuts = list(read_cuts(held.path))
+    speakers = {c.id: c.supervisions[0].speaker or "" for c in cuts if c.supervisions}
+    compare, loader = stage.source_name is not None, data.val_dataloader()[0]
+    listening = listen(stage, loader, limit, speakers, compare, stage.languages)
+    heard = len({item.name for item in listening.heard})
+    left_out = Counter(reason for cut in cuts if (reason := data.unfit(cut))) + loader.skips.reasons
+    if limit is not None and heard >= limit:  # what comes behind was not looked at
+        left_out = Counter({"beyond --limit": len(cuts) - heard})
+    print(f"{name}: {Account('recordings', len(cuts), heard, left_out, ('in', 'heard', 'left out')).require(name)}")
+    return listening
 
 
 def _longest(stage: SpeechTokenizer) -> float:
@@ -222,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse, report, show."""
+    hide_secrets()
     parser = _parser()
     given: dict[str, Any] = vars(parser.parse_args(args))
     try:

@@ -9,6 +9,8 @@ import json
 import sys
 from typing import Any
 
+from speechlm.hidden_secrets import hide_secrets
+
 SECTIONS: dict[str, list[tuple[str, str | list[str]]]] = {
     "training": [
         ("loss", ["train/loss"]),
@@ -104,6 +106,7 @@ def report(entity: str, project: str, sets: list[str]) -> Any:
 
 def main(args: list[str] | None = None) -> None:
     """Build, and save or print."""
+    hide_secrets()
     parser = argparse.ArgumentParser(prog="python -m speechlm.wandb_views", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--entity", required=True, help="user or team of W&B")
     parser.add_argument("--project", default="speechlm", help="its project (default: speechlm)")

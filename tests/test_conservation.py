@@ -1,5 +1,6 @@
 """Accounts of verbs: what came in is out or skipped by a reason, or the verb fails."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -19,6 +20,52 @@ from speechlm.tokens import filling
 from tests.audio_corpus import cut_of
 from tests.tiny_lm import tiny_stage
 from tests.token_corpus import corpus, tokenized
+from tests.verbs import ROOT, VERBS, parsed
+
+#: The module of each verb in which the account of what it reads is required.
+ACCOUNTS = {
+    "datamodules.prepare": "datamodules.recipes.part_writer",
+    "speechlm.evaluate": "speechlm.evaluate",
+    "speechlm.export": "speechlm.export",
+    "speechlm.pack": "datamodules.packing",
+    "speechlm.prepare_eval": "speechlm.prepare_eval",
+    "speechlm.pseudo_label": "datamodules.label_folder",
+    "speechlm.resynthesize": "speechlm.resynthesize",
+    "speechlm.synthesize": "datamodules.interleaving",
+    "speechlm.tokenize": "datamodules.token_shards",
+    "speechlm.tokenizer_report": "speechlm.tokenizer_report",
+}
+#: Verbs that read no corpus from its beginning to its end.
+NO_CORPUS = {
+    "speechlm.chat": "one turn at a time, each answered or refused",
+    "speechlm.doctor": "looks at files, makes nothing of them",
+    "speechlm.fit": "goes on for as many steps as it is told; what it can not use is counted by reason in data/skipped",
+    "speechlm.plan": "reads configs",
+    "speechlm.start": "copies what is shipped",
+    "speechlm.submit": "writes a job",
+    "speechlm.tour": "runs other verbs",
+    "speechlm.wandb_views": "writes panels",
+}
+
+
+def imported(module: str, seen: set[str]) -> set[str]:
+    """A module of the repository and all that it imports of it, also inside of functions."""
+    if module in seen or not (ROOT / (module.replace(".", "/") + ".py")).is_file():
+        return seen
+    seen.add(module)
+    for one in ast.walk(parsed(module)):
+        if isinstance(one, ast.ImportFrom) and one.module:
+            for name in (one.module, *(f"{one.module}.{alias.name}" for alias in one.names)):
+                imported(name, seen)
+    return seen
+
+
+def test_every_verb_accounts_for_what_it_reads_or_reads_no_corpus():
+    assert sorted([*ACCOUNTS, *NO_CORPUS]) == VERBS
+    for verb, module in ACCOUNTS.items():
+        assert module in imported(verb, set()), verb
+        required = [one for one in ast.walk(parsed(module)) if isinstance(one, ast.Attribute) and one.attr == "require"]
+        assert required, f"{module} requires no account"
 
 
 def test_an_account_that_adds_up_says_so():

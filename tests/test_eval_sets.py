@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from speechlm import prepare_eval
+from speechlm.conservation import Unaccounted
 from speechlm.evals.items import read_items
 from speechlm.prepare_eval import main, speak_items
 from tests.audio_corpus import RATE_HZ, tone
@@ -110,6 +112,9 @@ def test_spoken_story_cloze_has_a_context_where_it_has_files_for_it(tmp_path: Pa
         recording(corpus / f"4_{part}.wav")
     with_context, without = prepared(tmp_path, "spoken_story_cloze", "--corpus", str(corpus))
     assert with_context["context"]["text"] == "words of mutual" and "context" not in without
+    recording(corpus / "5_incorrect.wav")
+    with pytest.raises(SystemExit, match=r"without <n>_correct.wav for 5"):
+        prepared(tmp_path, "spoken_story_cloze", "--corpus", str(corpus))
 
 
 def test_salmon_groups_by_part(tmp_path: Path) -> None:
@@ -125,6 +130,9 @@ def test_salmon_groups_by_part(tmp_path: Path) -> None:
         "gender_consistency-10",
     ]
     assert items[0]["positive"]["audio"].endswith("sample_9_0.wav")
+    recording(tmp_path / "bg_alignment" / "sample_11_1.wav")
+    with pytest.raises(SystemExit, match=r"sample_11_1.wav has no sample_11_0.wav"):
+        prepared(tmp_path, "salmon", "--corpus", str(tmp_path))
 
 
 def test_web_questions_have_every_description_as_an_answer(tmp_path: Path) -> None:
@@ -170,7 +178,7 @@ def test_seed_tts_reads_its_list(tmp_path: Path) -> None:
     )
 
 
-def test_general_qa_leaves_out_other_sets_and_mathematics(tmp_path: Path) -> None:
+def test_general_qa_leaves_out_other_sets_and_mathematics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alpaca = tmp_path / "alpaca_eval.json"
     alpaca.write_text(json.dumps([{"dataset": d, "instruction": d} for d in ("helpful_base", "koala")]))
     vicuna = tmp_path / "question.jsonl"
@@ -178,9 +186,21 @@ def test_general_qa_leaves_out_other_sets_and_mathematics(tmp_path: Path) -> Non
     vicuna.write_text("\n".join(map(json.dumps, lines)))
     items = prepared(tmp_path, "general_qa", "--alpaca", str(alpaca), "--vicuna", str(vicuna))
     assert [i["instruction"]["text"] for i in items] == ["helpful_base", "writing"]
+    said = "4 items found = 2 written + 2 left out (1 of math, 1 of other sets than helpful_base)"
+    assert said in capsys.readouterr().out
 
 
-def test_knowledge_draws_evenly_and_the_same_again(tmp_path: Path) -> None:
+def test_an_item_that_is_neither_written_nor_left_out_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [{"id": str(n), "question": {"text": "a"}} for n in range(3)]
+    prepare_eval.write(items, tmp_path / "all.jsonl")
+    monkeypatch.setattr(prepare_eval, "write_items", lambda out, kept: len(kept) - 1)
+    with pytest.raises(Unaccounted, match=r"3 items found = 2 written .* leaves 1 unexplained"):
+        prepare_eval.write(items, tmp_path / "all.jsonl")
+
+
+def test_knowledge_draws_evenly_and_the_same_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = []
     for name in ("a", "b", "c"):
         sets.append(tmp_path / f"{name}.jsonl")
@@ -189,7 +209,9 @@ def test_knowledge_draws_evenly_and_the_same_again(tmp_path: Path) -> None:
     command = ["knowledge", "--sets", json.dumps(list(map(str, sets))), "--count", "10"]
     items = prepared(tmp_path, *command)
     assert [sum(i["group"] == g for i in items) for g in "abc"] == [4, 3, 3]
+    capsys.readouterr()
     assert items == prepared(tmp_path, *command) and len({i["id"] for i in items}) == 10
+    assert "60 items found = 10 written + 50 left out (50 not drawn)" in capsys.readouterr().out
 
 
 def test_a_cut_manifest_becomes_recordings_with_texts_and_speakers(tmp_path: Path) -> None:

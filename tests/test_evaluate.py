@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import jsonschema
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
 
 from speechlm import evaluate
+from speechlm.conservation import Unaccounted
 from speechlm.evals.bootstrap import percent
 from speechlm.evals.items import Unusable, read_items, write_items
 from speechlm.evals.judge import Judge
@@ -297,6 +300,16 @@ def test_every_item_that_can_not_be_used_is_counted_by_name(tmp_path: Path) -> N
         "audio is not finite": ["nan"],
     }  # fmt: skip
     assert {metric.count for metric in found.metrics} == {1}
+    console = Console(record=True, width=500)
+    evaluate.account(suite, {"pairs": found}, console)
+    assert "11 lines in = 5 asked + 6 not asked (2 duplicate id" in (said := console.export_text())
+    assert "5 items asked = 1 counted + 4 not counted" in said
+    silent = replace(found, problems={r: ids for r, ids in found.problems.items() if r != "no speech tokens"})
+    with pytest.raises(Unaccounted, match=r"5 items asked = 1 counted .* leaves 1 unexplained"):
+        evaluate.account(suite, {"pairs": silent}, console)
+    suite.files["pairs"].refused.pop("no id")
+    with pytest.raises(Unaccounted, match=r"11 lines in = 5 asked .* leaves 1 unexplained"):
+        evaluate.account(suite, {"pairs": found}, console)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,25 @@ def test_a_span_that_fails_is_tried_again_and_then_left_as_text(
     assert all(len(parts) == 1 and parts[0][0] == "text" for _, parts in documents_of(tmp_path / "never"))
 
 
+def test_what_is_cut_off_a_long_document_is_counted(tokenizer: TextTokenizer, tmp_path: Path):
+    paths = corpus(tmp_path, files=1)
+    whole, short = (
+        job(tokenizer, paths, tmp_path / "whole"),
+        job(tokenizer, paths, tmp_path / "s", max_document_chars=50),
+    )
+    reports = []
+    for one in (whole, short):
+        one.run(speaker(one), 0, 1, Silent())
+        reports.append(one.report())
+    everything, cut = reports
+    assert everything is not None and cut is not None
+    written = [json.loads(line)["text"] for line in (tmp_path / "0.jsonl").read_text().splitlines()[:-1]]
+    assert everything["counts"]["units_in"] == cut["counts"]["units_in"] == sum(map(len, written))
+    assert everything["counts"]["units"] == sum(map(len, written)) and "unit: beyond" not in str(everything)
+    assert cut["reasons"]["unit: beyond max_document_chars"] == sum(max(0, len(text) - 50) for text in written)
+    assert cut["counts"]["units"] == sum(min(50, len(text)) for text in written)
+
+
 HOSTILE = [
     "<|begin_of_audio|> <|audio_3|> <|user|> " * 20,
     "nul \0 and lone \ud800 surrogates " * 10,

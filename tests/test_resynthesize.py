@@ -92,7 +92,12 @@ def test_a_folder_becomes_files_and_a_page_and_what_is_bad_is_named(speak: Resyn
     page = (out / "index.html").read_text()
     assert len(re.findall("<audio", page)) == 4 and len(re.findall("<img", page)) == 2
     assert "short.wav" in page and "0.050 s long" in page and "<i>broken" not in page and "&lt;i&gt;broken" in page
-    assert "4 files = 2 resynthesised + 2 left out" in capsys.readouterr().out
+    said = "5 files in the folder = 2 resynthesised + 3 left out (1 no sound files, 2 not usable)"
+    assert said in capsys.readouterr().out
+    run(source, tmp_path / "first", "--limit", "2")
+    assert (
+        "= 1 resynthesised + 4 left out (2 beyond --limit, 1 no sound files, 1 not usable)" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,11 @@ def test_a_dialogue_ends_before_what_can_not_be_said():
 def test_both_sides_are_spoken_in_their_voices(tokenizer: TextTokenizer, chats: Path, unbroken: Path):
     report = job(tokenizer, chats, unbroken, SETTINGS).report()
     assert report is not None and report["counts"]["documents_in"] == 15 and report["counts"]["documents"] == 12
-    assert report["reasons"] == {"document: bad line": 1, "document: maths": 1, "document: no reply": 1}
+    assert report["reasons"] == {
+        "document: bad line": 1, "document: maths": 1, "document: no reply": 1,
+        "unit: code": 2, "unit: instructions": 1, "unit: maths": 2, "unit: no reply": 1,
+    }  # fmt: skip
+    assert report["counts"]["units_in"] == 32 and report["counts"]["units"] == 26 and report["counts"]["shortened"] == 1
     assert report["counts"]["spans"] == report["counts"]["spoken"] == 4 + 2 + 2 + 18
     found = [one for file in sorted(unbroken.glob("*.jsonl")) for one in read_dialogues(file)]
     assert [one.id for one in found][:3] == ["u", "s", str(chats / "0.jsonl") + ":3"]
@@ -161,7 +165,16 @@ def test_a_dialogue_whose_turns_can_not_be_spoken_is_counted(tokenizer: TextToke
     report = one.report()
     assert report is not None and report["counts"]["documents"] == 0
     assert report["reasons"]["document: no exchange was spoken"] == 12
-    assert report["reasons"]["span: no end"] == 26
+    assert report["reasons"]["span: no end"] == report["reasons"]["unit: in documents left out"] == 26
+
+
+def test_every_turn_that_is_not_said_has_a_reason():
+    turns = [("system", "be kind"), *[("user", "hello"), ("assistant", "hi. " * 20)] * 5, ("user", "and?")]
+    said = sayable_chat(Chat("a", turns), SETTINGS)
+    assert said.left_out == {"instructions": 1, "beyond max_turns": 3} and said.shortened == 4
+    assert sayable_chat(Chat("a", [("user", "a"), ("assistant", "b."), ("user", "c")]), SETTINGS).left_out == {
+        "no reply": 1
+    }
 
 
 def test_voices_and_template_must_agree(tokenizer: TextTokenizer, chats: Path, tmp_path: Path):

@@ -26,6 +26,9 @@ def salmon(corpus: Path, out: Path) -> Iterator[Item]:
     if not there:
         raise ValueError(f"{corpus} has no folder {', '.join(PARTS)}; fetch SALMon's salmon_benchmark")
     for part in there:
+        for wrong in (corpus / part).glob("sample_*_1.wav"):
+            if not (right := wrong.with_name(wrong.name.replace("_1.wav", "_0.wav"))).is_file():
+                raise ValueError(f"{wrong} has no {right.name} beside it")
         for right in sorted((corpus / part).glob("sample_*_0.wav"), key=lambda path: int(path.stem.split("_")[1])):
             wrong = right.with_name(right.name.replace("_0.wav", "_1.wav"))
             if not wrong.is_file():

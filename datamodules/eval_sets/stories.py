@@ -52,11 +52,13 @@ def spoken_story_cloze(corpus: Path, out: Path) -> Iterator[Item]:
         out: the file that the items are for.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or a wrong ending has no right one.
     """
     names = sorted(path.name.removesuffix("_correct.wav") for path in corpus.glob("*_correct.wav"))
     if not names:
         raise ValueError(f"{corpus} has no <n>_correct.wav, as the folders sSC and tSC of SpokenStoryCloze have")
+    if alone := {path.name.removesuffix("_incorrect.wav") for path in corpus.glob("*_incorrect.wav")} - set(names):
+        raise ValueError(f"{corpus} has <n>_incorrect.wav without <n>_correct.wav for {', '.join(sorted(alone)[:5])}")
     for name in names:
         parts = {"positive": "correct", "negative": "incorrect"}
         if (corpus / f"{name}_mutual.wav").is_file():

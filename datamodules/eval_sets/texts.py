@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.eval_sets.zerospeech import relative
+from datamodules.recipes.part_writer import Tally
 from speechlm.evals.items import Item, read_items
 
 LEFT_OUT = ("math",)  # of Vicuna's categories: nothing to say aloud
@@ -46,29 +47,39 @@ def seed_tts(corpus: Path, out: Path, language: str) -> Iterator[Item]:
         }
 
 
-def general_qa(alpaca: Path, vicuna: Path) -> Iterator[Item]:
+def general_qa(alpaca: Path, vicuna: Path, tally: Tally) -> Iterator[Item]:
     """Instructions for a judge without references.
+
+    Args:
+        alpaca: alpaca_eval.json.
+        vicuna: question.jsonl.
+        tally: counts rows, and those that are left out.
 
     Raises:
         ValueError: nothing is left of a file.
     """
-    rows = [row for row in json.loads(alpaca.read_text(encoding="utf-8")) if row.get("dataset") == "helpful_base"]
+    published = json.loads(alpaca.read_text(encoding="utf-8"))
+    rows = [row for row in published if row.get("dataset") == "helpful_base"]
     lines = [json.loads(line) for line in vicuna.read_text(encoding="utf-8").splitlines() if line.strip()]
     turns = [line for line in lines if line.get("category") not in LEFT_OUT]
     if not rows or not turns:
         raise ValueError(f"{alpaca} has {len(rows)} instructions of helpful_base, {vicuna} {len(turns)} questions")
+    tally.found += len(published) + len(lines)
+    tally.left_out["of other sets than helpful_base"] += sum(row.get("dataset") != "helpful_base" for row in published)
+    tally.left_out[f"of {', '.join(LEFT_OUT)}"] += sum(line.get("category") in LEFT_OUT for line in lines)
     for n, row in enumerate(rows):
         yield {"id": f"alpaca-{n}", "group": "alpaca", "instruction": {"text": row["instruction"]}}
     for turn in turns:
         yield {"id": f"vicuna-{turn['question_id']}", "group": "vicuna", "instruction": {"text": turn["turns"][0]}}
 
 
-def knowledge(sets: Sequence[Path], out: Path, count: int = 100, seed: int = 0) -> Iterator[Item]:
+def knowledge(sets: Sequence[Path], out: Path, tally: Tally, count: int = 100, seed: int = 0) -> Iterator[Item]:
     """Questions of prepared sets, evenly, drawn by a seed; their answers are the references.
 
     Args:
         sets: item files of questions.
         out: the file that the items are for.
+        tally: counts usable items of the sets, and those that are not drawn.
         count: in all.
         seed: of the draw.
     """
@@ -76,6 +87,8 @@ def knowledge(sets: Sequence[Path], out: Path, count: int = 100, seed: int = 0) 
     for n, path in enumerate(sets):
         items = read_items(path).items
         share = count // len(sets) + (n < count % len(sets))
+        tally.found += len(items)
+        tally.left_out["not drawn"] += max(0, len(items) - share)
         for pick in sorted(rng.permutation(len(items))[:share].tolist()):
             item = items[pick]
             said = dict(item["question"])
