@@ -30,6 +30,7 @@ from datamodules.documents import Raw
 from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSource
 from datamodules.speaking import OpenShard, Shard, Work
 from speechlm.engines.base import Generation, Prompt, Sampling, Target
+from speechlm.spoken_text import spoken
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.interleave import Segment
 from speechlm.tokens.vocab import Vocab
@@ -195,6 +196,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     job.watch = watch
     engine = InstantEngine(Target(vocab.speech_offset, SPEECH_IDS, job.writer.closing), watch)
+    spoken("1", job.source.language)  # the grammar is read, which takes seconds, once
     memory, before = Memory(options.documents), time.process_time()
     with watch("queue, checks"):
         job.run(engine, 0, 1, memory)
