@@ -1,6 +1,7 @@
 """Likelihoods of many sequences at once are those of each alone, and scores are those of the published rule."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from speechlm.engines.base import Prompt, Sampling, Target
 from speechlm.engines.hugging_face import HuggingFaceEngine
-from speechlm.evals.likelihood import PackedLikelihood
+from speechlm.evals.likelihood import PackedLikelihood, trees
 from speechlm.evals.pairs import nll, preferred
 from speechlm.evals.parts import Scorable
 from speechlm.tokens.vocab import Vocab
@@ -122,3 +123,81 @@ def test_banned_ids_are_never_generated_and_the_others_are_as_likely_as_before()
     unused = sorted(set(range(40)) - set(plain.ids))
     same = next(iter(HuggingFaceEngine(lm, target, 1, 64, unused).generate(prompt, Sampling(temperature=0.0))))
     assert same.ids == plain.ids
+
+
+# --- what sequences share is computed once
+
+
+def stories(count: int, seed: int = 0, context: int = 40) -> list[Scorable]:
+    """Two endings that begin alike behind every context; of some pairs one alone has the control token between them."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for n in range(count):
+        before = [VOCAB.control("<|user|>"), *rng.integers(0, 40, rng.integers(1, context)).tolist()]
+        same = rng.integers(0, 30, 4)
+        for side in range(2):
+            speech = np.concatenate([same, rng.integers(0, 30, rng.integers(0, 12))])[: 4 if n == 1 else None]
+            opening = [*before, VOCAB.control("<|begin_of_audio|>")] if side or n % 3 else before
+            made.append(Scorable((*opening, *(VOCAB.speech_offset + speech).tolist()), len(opening)))
+    return made
+
+
+@pytest.mark.parametrize("attention", ["nodes", "sdpa", "flex"])
+@pytest.mark.parametrize("row", [1, 100, 4096])
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without.*")
+def test_scores_with_a_shared_beginning_are_those_of_each_sequence_alone(
+    row: int, attention: Literal["nodes", "sdpa", "flex"]
+) -> None:
+    lm, asked = model(), stories(12)
+    scorer = PackedLikelihood(lm, VOCAB, row=row, attention=attention, least_shared=1)
+    if row > 1:
+        assert sum(len(one.ids) for one in asked) > 1.5 * sum(len(made.ids) for made in scorer._rows(asked))
+    found = scorer(asked)
+    for one, ours in zip(asked, found, strict=True):
+        alone = PackedLikelihood(lm, VOCAB)([one])[0]
+        for span in ("whole", "ending"):
+            got, expected = getattr(ours, span), getattr(alone, span)
+            assert got.count == expected.count
+            assert (got.nll, got.masked) == pytest.approx((expected.nll, expected.masked), rel=1e-5, abs=1e-6)
+    for masked in (False, True):
+        for one, ours in zip(asked, found, strict=True):
+            assert nll(ours.ending.plain(), False, masked) == pytest.approx(published(lm, one, masked, False), rel=1e-5)
+
+
+def test_sequences_come_together_where_that_saves_most() -> None:
+    same, other = tuple(range(20)), tuple(range(50, 70))
+    asked = [(*same, 1, 2), other, (*same, 3), (*same[:9], 99), (*other, 5), same, same]
+    made = {tree.numbers: (tree.shared, tree.size) for tree in trees(asked, 4096, 8)}
+    # the fourth shares nine ids only, for which the others would have to share nine instead of twenty
+    assert made == {(5, 6, 0, 2): (20, 23), (3,): (10, 10), (1, 4): (20, 21)}
+    assert all(len(tree.numbers) == 1 for tree in trees(asked, 4096, 21))
+    assert max(tree.size for tree in trees(asked, 22, 8) if len(tree.numbers) > 1) <= 22
+
+
+def test_the_same_sequence_twice_has_the_same_score_to_the_last_bit() -> None:
+    asked = stories(6)
+    found = PackedLikelihood(model(), VOCAB)([*asked, *asked])
+    assert found[: len(asked)] == found[len(asked) :]
+
+
+def test_a_head_with_a_bias_and_in_tiles_is_the_head() -> None:
+    lm, asked = model().double(), sequences(9)
+    lm.lm_head.bias = torch.nn.Parameter(torch.randn(96, dtype=torch.float64))
+    scorer = PackedLikelihood(lm, VOCAB, chunk=5)
+    scorer.tile = 7
+    for one, found in zip(asked, scorer(asked), strict=True):
+        for masked in (False, True):
+            assert nll(found.ending.plain(), True, masked) == pytest.approx(published(lm, one, masked, True), rel=1e-6)
+
+
+def test_text_is_written_as_before_once_a_model_has_scored() -> None:
+    lm, target = model(), Target(0, 40, 41)
+    prompts = [Prompt(name, ids, 12) for name, ids in (("a", (1, 2, 3)), ("b", (7, 8)))]
+
+    def written() -> dict[str, tuple[int, ...]]:
+        made = HuggingFaceEngine(lm, target, 2, 64).generate(prompts, Sampling(temperature=0.0))
+        return {one.key: one.ids for one in made}
+
+    before = written()
+    PackedLikelihood(lm, VOCAB)(stories(3))
+    assert written() == before

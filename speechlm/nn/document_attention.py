@@ -83,11 +83,11 @@ def _block_mask(doc_ids: Tensor) -> BlockMask:
         return (q >= k) & (docs[b, q] == docs[b, k])
 
     return BlockMask.from_kv_blocks(
-        *_listed(touching & ~full), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(docs.shape[1],) * 2
+        *listed(touching & ~full), *listed(full), BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(docs.shape[1],) * 2
     )
 
 
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """(B, 1, Q) number and (B, 1, Q, K) indices, the marked ones first, of (B, Q, K) marks."""
     marks = blocks[:, None].int()
     return marks.sum(-1, dtype=torch.int32), marks.argsort(dim=-1, descending=True, stable=True).int()
