@@ -27,6 +27,7 @@ from datamodules.augment import Augmentation
 from datamodules.cuts import CutSource, read_cuts
 from datamodules.recordings import Skips
 from datamodules.resume import position
+from datamodules.worker_signals import heed_the_parent_alone
 from speechlm.tokens.clock import Clock
 
 CUTS_FOR_BUCKETS = 10_000  # whose durations set the limits of the buckets
@@ -265,4 +266,10 @@ class AudioDataModule(L.LightningDataModule):
         return sampler
 
     def _loader(self, dataset: Dataset, sampler: Sampler) -> DataLoader:
-        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            worker_init_fn=heed_the_parent_alone,
+        )

@@ -1,13 +1,14 @@
 """The fault suite: `python -m tests.faults` injects every family of faults, here and into the bare stack; writes docs/faults.md.
 
-`--fast` leaves out what is slow and writes nothing; `--only 19 29` runs some families; other words go to pytest, such as `-n 2`.
+`--fast` leaves out what is slow and writes nothing; `--only 19 29` runs some families; other words go to pytest, such as `-q`.
+With `--keep FILE` a suite that was interrupted goes on where it was, as long as the code is the same; what had failed is run
+again, and the page says what passed only then.
 """
 
 import argparse
-import platform
+import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from tests.faults import bare_data, bare_training
 from tests.faults.bare_data import Outcome
 from tests.faults.families import Family, read_families
+from tests.faults.kept import Kept
 from tests.faults.results import Injections, run
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +25,12 @@ BEGIN, END = "<!-- written by python -m tests.faults -->", "<!-- end -->"
 GOOD = ("caught", "recovered")
 
 
-def page(families: list[Family], ours: Injections, bare: list[Outcome], seconds: float) -> str:
+def page(families: list[Family], ours: Injections, bare: list[Outcome], load: float) -> str:
     """The tables."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     lines = [
-        f"Commit {commit.strip()}, {datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes on {platform.processor() or 'a CPU'}"
-        f" shared with other work.",
+        f"Commit {commit.strip()}, {datetime.now(UTC):%Y-%m-%d}: {took(ours.kept)}; {os.cpu_count()} cores, shared by {load:.0f} "
+        f"processes at its end.",
         "",
         *totals(families, ours, bare),
         "",
@@ -44,6 +46,14 @@ def page(families: list[Family], ours: Injections, bare: list[Outcome], seconds:
     return "\n".join(lines)
 
 
+def took(kept: Kept) -> str:
+    """How long it was, and what it would be where nothing else runs."""
+    used = kept.processor_seconds
+    processor = "" if used is None else f", {used / 60:.0f} minutes of a processor"
+    sessions = f" in {len(kept.sessions)} sessions" if len(kept.sessions) > 1 else ""
+    return f"{kept.seconds / 60:.0f} minutes on the clock{sessions}{processor}"
+
+
 def totals(families: list[Family], ours: Injections, bare: list[Outcome]) -> list[str]:
     """What it comes to."""
     covered = [tried for tried in ours.tried.values() if tried.survived and not tried.failed]
@@ -51,6 +61,7 @@ def totals(families: list[Family], ours: Injections, bare: list[Outcome]) -> lis
     numbers = sorted({number for number, _, _ in bare})
     broken = [n for n in numbers if any(number == n and what not in GOOD for number, _, what in bare)]
     ways = Counter(what for _, _, what in bare)
+    again = sorted(node for node in ours.kept.again if ours.ended[node].outcome == "passed")
     flips = ", ".join(f"{count} of {count} in {store}" for store, count in sorted(ours.flips.items()))
     return [
         f"- Here: **{len(covered)} of {len(families)} families survived, {injected} injections, {len(failed)} silent or "
@@ -59,6 +70,7 @@ def totals(families: list[Family], ours: Injections, bare: list[Outcome]) -> lis
         f"{len(bare)} injections; {len(numbers) - len(broken)} families held, {len(broken)} did not: "
         + ", ".join(f"{count} {what}" for what, count in ways.most_common())
         + ".",
+        *([f"- Passed only when they were run again: {', '.join(f'`{node}`' for node in again)}."] if again else []),
     ]
 
 
@@ -89,11 +101,16 @@ def main() -> None:
     )
     settings, more = parser.parse_known_args()
     families = [f for f in read_families() if settings.only is None or f.number in settings.only]
-    begun = time.monotonic()
-    ours = run(families, settings.fast, settings.keep, *more)
+    try:
+        kept = Kept(settings.keep)
+    except ValueError as error:
+        parser.error(str(error))
+    ours = run(families, settings.fast, kept, *more)
     whole = not settings.fast and settings.only is None
-    bare = [*bare_data.outcomes(), *bare_training.outcomes()] if whole else []
-    text = page(families, ours, bare, time.monotonic() - begun)
+    if whole and kept.bare is None:
+        kept.add_bare([*bare_data.outcomes(), *bare_training.outcomes()])
+    kept.close()
+    text = page(families, ours, kept.bare or [], os.getloadavg()[2])
     print(text)
     if whole:
         write(text)

@@ -1,14 +1,13 @@
 """What pytest found out about each injection: a plugin that keeps the tests of the families, and the outcome of each."""
 
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from tests.faults.families import Family
+from tests.faults.kept import Ended, Kept
 
 
 @dataclass
@@ -27,35 +26,24 @@ class Tried:
             (self.failed if one.outcome == "failed" else self.skipped).append(one.node)
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How one test ended."""
-
-    node: str
-    outcome: str  # passed, failed or skipped
-    seconds: float
-    properties: dict[str, Any]
-
-
 class Injections:
     """A pytest plugin.
 
     Args:
         families: whose tests are run.
         fast: leave out tests that are marked slow.
-        keep: a file of how tests ended, appended to; those that are in it are not run again.
+        kept: how tests ended before and now; those that failed are run again, others that are in it are not.
     """
 
-    def __init__(self, families: list[Family], fast: bool = False, keep: Path | None = None) -> None:
-        self.families, self.fast, self.keep = families, fast, keep
-        lines = keep.read_text(encoding="utf-8").splitlines() if keep is not None and keep.exists() else []
-        self.ended = {one.node: one for one in (Ended(**json.loads(line)) for line in lines)}
+    def __init__(self, families: list[Family], fast: bool, kept: Kept) -> None:
+        self.families, self.fast, self.kept = families, fast, kept
+        self.ended = kept.ended
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
         """Keep what belongs to a family, and is not known yet."""
         kept = [item for item in items if any(family.has(item.nodeid) for family in self.families)]
         kept = [item for item in kept if not (self.fast and item.get_closest_marker("slow"))]
-        kept = [item for item in kept if item.nodeid not in self.ended]
+        kept = [item for item in kept if not self._is_known(item.nodeid)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
 
@@ -63,11 +51,10 @@ class Injections:
         """Note one test's end; a test may say of itself how many faults it injected."""
         if report.when != "call" and report.passed:
             return
-        one = Ended(report.nodeid, report.outcome, round(report.duration, 3), dict(report.user_properties))
-        self.ended[one.node] = one
-        if self.keep is not None:
-            with open(self.keep, "a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(one)) + "\n")
+        self.kept.add(Ended(report.nodeid, report.outcome, round(report.duration, 3), dict(report.user_properties)))
+
+    def _is_known(self, node: str) -> bool:
+        return node in self.ended and self.ended[node].outcome != "failed"
 
     @property
     def tried(self) -> dict[int, Tried]:
@@ -96,9 +83,11 @@ class Injections:
         return sum(int(one.properties.get("injections", 1)) for one in ours if one.outcome != "skipped"), failed
 
 
-def run(families: list[Family], fast: bool, keep: Path | None, *arguments: str) -> Injections:
+def run(families: list[Family], fast: bool, kept: Kept, *arguments: str) -> Injections:
     """Run the tests of families, wherever they are."""
-    plugin = Injections(families, fast, keep)
+    plugin = Injections(families, fast, kept)
     marks = "not slow" if fast else ""
-    pytest.main(["-m", marks, "-p", "no:cacheprovider", *arguments, "tests"], plugins=[plugin])
+    code = pytest.main(["-m", marks, "-p", "no:cacheprovider", *arguments, "tests"], plugins=[plugin])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise SystemExit(f"the suite did not come to its end: {pytest.ExitCode(code).name}")
     return plugin
