@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import FSDPStrategy
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.jsonl import JsonlLogger, read_metrics
@@ -79,7 +80,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(folder: Path, ranks: int, *cases: str) -> Path:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [*launch, "-m", "tests.two_ranks", str(folder), *cases]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -301,6 +302,37 @@ def test_a_resumed_run_counts_on(tmp_path: Path):
     assert float(second.callback_metrics["data/tokens_seen"]) == 2 * tokens
 
 
+def test_speech_ids_begin_as_the_codebook_lies_and_a_run_that_goes_on_does_not_ask_for_it(tmp_path: Path):
+    codebook = tmp_path / "codebook.safetensors"
+    vectors = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 0)
+    save_file({"codebook": vectors}, codebook)
+    slow = AdamWSettings(lr=1e-9, decay="constant", weight_decay=0.0)
+    stage = tiny_stage(tmp_path, tied=False, codebook=str(codebook), ema_decay=0.5, optimizer=slow)
+    before = stage.lm.get_input_embeddings().weight.detach().clone()
+    trainer = fit(stage, two_ranks.batches(1), tmp_path, limit_val_batches=0)
+    for part in (stage.lm.get_input_embeddings(), stage.lm.get_output_embeddings()):
+        speech = part.weight.detach()[VOCAB.speech_offset :][: VOCAB.num_speech]
+        group = torch.arange(VOCAB.num_speech) // 4
+        near = torch.cdist(speech, speech)
+        assert near[group[:, None] == group].max() < 1e-3 < near[group[:, None] != group].min()
+    kept = torch.arange(len(before)) < VOCAB.speech_offset
+    torch.testing.assert_close(stage.lm.get_input_embeddings().weight[kept], before[kept], rtol=0, atol=1e-6)
+    assert stage.ema is not None
+    for mean, weight in zip(stage.ema.buffers(), stage.model.parameters(), strict=True):
+        torch.testing.assert_close(mean, weight, rtol=0, atol=1e-6)
+
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    codebook.unlink()
+    again = tiny_stage(tmp_path, tied=False, codebook=str(codebook), ema_decay=0.5, optimizer=slow)
+    again.load_state_dict(stage.state_dict())
+    resumed = L.Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    resumed.fit(again, datamodule=Rows(two_ranks.batches(1)), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+    with pytest.raises(FileNotFoundError):
+        fit(tiny_stage(tmp_path, codebook=str(codebook)), two_ranks.batches(1), tmp_path)
+
+
 # -- bad input -------------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +372,12 @@ def test_losses_that_stay_no_numbers_end_the_run(tmp_path: Path):
     with pytest.raises(RuntimeError, match=r"3 updates in a row were left out, .* norm is nan"):
         fit(stage, two_ranks.batches(2) * 4, tmp_path, steps=8)
     assert stage.skipped == 3
+
+
+def test_a_codebook_of_other_codes_is_refused(tmp_path: Path):
+    save_file({"codebook": torch.zeros(31, 4)}, tmp_path / "codebook.safetensors")
+    with pytest.raises(ValueError, match="has 31 codes, the vocabulary of the rows 32"):
+        fit(tiny_stage(tmp_path, codebook=str(tmp_path / "codebook.safetensors")), two_ranks.batches(1), tmp_path)
 
 
 def test_a_strategy_that_can_not_clip_by_norm_is_refused(tmp_path: Path):

@@ -10,16 +10,17 @@ from typing import Any
 
 import lightning as L
 import torch
+from safetensors.torch import save_file
 
 from speechlm.batch import RowBatch
 from speechlm.fsdp2 import FSDP2
 from speechlm.stages.speech_lm import SpeechLM
-from tests.tiny_lm import Gradients, Rows, random_rows, tiny_stage
+from tests.tiny_lm import VOCAB, Gradients, Rows, random_rows, tiny_stage
 
 #: name -> (kind of model, tied head, settings of the stage, of the trainer)
 CASES: dict[str, tuple[str, bool, dict[str, Any], dict[str, Any]]] = {
     "tied": ("qwen2", True, {"activation_checkpointing": True, "ema_decay": 0.5, "z_loss": 1e-3}, {}),
-    "untied": ("glm", False, {}, {"gradient_clip_val": 0.05}),
+    "untied": ("glm", False, {"codebook": "codebook.safetensors"}, {"gradient_clip_val": 0.05}),
     "nan on one rank": ("llama", True, {}, {}),
     "mixed": ("qwen3", True, {}, {"precision": "bf16-mixed"}),
 }
@@ -73,6 +74,8 @@ def trainer(folder: Path, ranks: int, callbacks: list[L.Callback], **settings: A
 def run(folder: Path, name: str, ranks: int) -> dict[str, Any]:
     """Train a case; whole gradients of every step, the metrics and the stage's counts."""
     kind, tied, stage_settings, trainer_settings = CASES[name]
+    if "codebook" in stage_settings:
+        stage_settings = {"codebook": _codebook(folder / f"{name}-{os.environ.get('RANK', 0)}.safetensors")}
     stage = tiny_stage(folder / f"{name}-{ranks}", kind, tied, **stage_settings)
     gradients = Gradients()
     made = trainer(folder, ranks, [gradients, Poison()], **trainer_settings)
@@ -87,6 +90,12 @@ def run(folder: Path, name: str, ranks: int) -> dict[str, Any]:
         "used": torch.stack([gradient.norm() for gradient in gradients.used.values()]).norm(),
         "state": whole_state(stage),
     }
+
+
+def _codebook(path: Path) -> str:
+    vectors = torch.randn(VOCAB.num_speech, 4, generator=torch.Generator().manual_seed(0))
+    save_file({"codebook": vectors}, path)
+    return str(path)
 
 
 def whole_state(stage: SpeechLM) -> dict[str, torch.Tensor]:

@@ -5,7 +5,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from speechlm.nn.token_start import start_from
 
 Rows = Literal["mean", "covariance", "copy", "keep"]
 
@@ -80,10 +83,38 @@ def extend_vocabulary(model: PreTrainedModel, num_text: int, size: int, rows: Ne
     if rows.form == "keep":
         return
     generator = torch.Generator().manual_seed(rows.seed)
-    weights = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     with torch.no_grad():
-        for weight in weights.values():  # one of them where the head is tied
+        for weight in _embeddings(model):
             weight[num_text:] = drawn(weight[:num_text], len(weight) - num_text, rows, generator)
+
+
+@torch.no_grad()
+def start_speech_rows(model: PreTrainedModel, num_text: int, speech_offset: int, vectors: Tensor) -> None:
+    """Lay the embeddings of speech ids out as the tokenizer's own vectors lie, about the mean of the text's and as far from it.
+
+    What is learnt of one code then holds for those that sound alike: hours of speech bring each of 16,384 codes a few times only.
+
+    Args:
+        model: changed in place, after `extend_vocabulary`; whole, or in shards, on all ranks together.
+        num_text: ids with embeddings of text.
+        speech_offset: id of code 0.
+        vectors: (V, D) by code, all of them.
+    """
+    for weight in _embeddings(model):
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight.clone()
+        text = whole[:num_text]
+        rows = torch.zeros_like(whole[speech_offset : speech_offset + len(vectors)])
+        start_from(rows, vectors)
+        whole[speech_offset : speech_offset + len(vectors)] = text.mean(0) + text.std(0).mean() * rows
+        if isinstance(weight, DTensor):
+            whole = distribute_tensor(whole, weight.device_mesh, weight.placements)
+        weight.copy_(whole)
+
+
+def _embeddings(model: PreTrainedModel) -> list[Any]:
+    """Of the input and of the output; one where the head is tied."""
+    parts = model.get_input_embeddings(), model.get_output_embeddings()
+    return list({id(part.weight): part.weight for part in parts}.values())
 
 
 def drawn(text: Tensor, count: int, rows: NewRows, generator: torch.Generator) -> Tensor:

@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 
 from speechlm.batch import RowBatch
 from speechlm.fsdp2 import data_mesh
-from speechlm.nn.causal_lm import NewRows, blocks, extend_vocabulary, load_causal_lm
+from speechlm.nn.causal_lm import NewRows, blocks, extend_vocabulary, load_causal_lm, start_speech_rows
 from speechlm.nn.document_attention import Attention
 from speechlm.nn.ema import Ema, local
 from speechlm.nn.lora import Lora, add_lora
 from speechlm.nn.packed_lm import PackedLM, RowLosses, training_cost
 from speechlm.nn.recompute import Recompute, recompute
 from speechlm.nn.speed import Speed, compile_layers, use_float8
+from speechlm.nn.token_start import read_codebook
 from speechlm.stages.optim import AdamWSettings
 from speechlm.stages.tally import TOKENS, Tally
 from speechlm.tokens.clock import Clock
@@ -46,6 +47,8 @@ class SpeechLM(L.LightningModule):
         from_scratch: take its configuration only.
         text_tokenizer: name or folder of the text tokenizer, for exports; the language model's own if empty.
         new_rows: what the embeddings of new ids are at first.
+        codebook: safetensors file of the tokenizer's vectors (`speechlm.export --format codebook`), by which the embeddings of
+            speech ids are laid out when a run begins; not read when it goes on. Null leaves them to `new_rows`.
         attention: "flex" skips blocks that no document spans, "varlen" computes documents one by one, "sdpa" has a dense mask;
             "auto" is flex on a GPU and varlen elsewhere.
         lora: train a few numbers beside the frozen weights; null trains everything.
@@ -67,6 +70,7 @@ class SpeechLM(L.LightningModule):
         from_scratch: bool = False,
         text_tokenizer: str = "",
         new_rows: NewRows = NewRows(),  # noqa: B008 - frozen, and the schema of the config
+        codebook: str | None = None,
         attention: Attention = "auto",
         lora: Lora | None = None,
         optimizer: AdamWSettings = ADAM,
@@ -78,7 +82,7 @@ class SpeechLM(L.LightningModule):
         max_skipped: int = 10,
     ) -> None:
         super().__init__()
-        self.clock, self.text_tokenizer = clock, text_tokenizer or lm
+        self.clock, self.text_tokenizer, self.codebook = clock, text_tokenizer or lm, codebook
         self.vocab = vocab if isinstance(vocab, Vocab) else Vocab.load(vocab)
         model = load_causal_lm(lm, from_scratch, new_rows.seed)
         extend_vocabulary(model, self.vocab.num_text, len(self.vocab), new_rows)
@@ -157,6 +161,24 @@ class SpeechLM(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- training ------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Lay speech ids out by the codebook, where there is one and the run is new.
+
+        Raises:
+            ValueError: the codebook is not that of the rows' tokenizer, or is none.
+        """
+        if self.codebook is None or self.trainer.global_step:
+            return
+        vectors, vocab = read_codebook(self.codebook), self.vocab
+        if len(vectors) != vocab.num_speech:
+            raise ValueError(
+                f"{self.codebook} has {len(vectors)} codes, the vocabulary of the rows {vocab.num_speech}; export the codebook "
+                f"of the tokenizer that made the rows"
+            )
+        start_speech_rows(self.lm, vocab.num_text, vocab.speech_offset, vectors)
+        if self.ema is not None:
+            self.ema.restart(self.model)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Refuse unknown ids while the batch is in the host's memory, where nothing has to be waited for."""
