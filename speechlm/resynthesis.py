@@ -99,11 +99,22 @@ def open_resynthesizer(tokenizer: str, decoder: str, vocoder: str | None = None,
         ValueError: a folder holds something else, or the parts do not fit each other.
     """
     tokens = Glm4VoiceTokens(tokenizer) if is_released(Path(tokenizer)) else RunTokens(tokenizer)
+    stage = open_decoder(decoder, vocoder, device)
+    tokens.move_to(torch.device(device))
+    return Resynthesizer(tokens, stage)
+
+
+def open_decoder(decoder: str, vocoder: str | None = None, device: str = "cpu") -> FlowDecoder:
+    """A decoder with what makes it heard; the arguments are those of `open_resynthesizer`.
+
+    Raises:
+        ValueError: a folder holds something else, or the parts do not fit each other.
+    """
     stage = _decoder(decoder)
     if vocoder is not None:
         stage.hear_through(_vocoder(vocoder, stage.clock.sample_rate_hz))
-    tokens.move_to(torch.device(device))
-    return Resynthesizer(tokens, stage.to(device))
+    stage.vocoder()
+    return stage.to(device)
 
 
 def read_audio(path: str | Path) -> tuple[np.ndarray, int]:

@@ -106,3 +106,15 @@ def curves(series: dict[str, tuple[list[float], list[float]]], xlabel: str, ylab
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     return out.getvalue()
+
+
+def bars(edges: list[float], counts: list[int], xlabel: str, log: bool = False) -> bytes:
+    """Counts over the lower limits of their bins; `log` for limits that grow by a factor."""
+    out = io.BytesIO()
+    with _drawn(out, 5.0, 2.6) as (_, axes):
+        last = edges[-1] + (edges[-1] - edges[-2] if len(edges) > 1 else 1.0)
+        axes.stairs(counts, [*edges, last], fill=True, color="#2a7de1")
+        if log:
+            axes.set_xscale("log")
+        axes.set(xlabel=xlabel, ylabel="how many")
+    return out.getvalue()

@@ -35,6 +35,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; mar
 dt { color: var(--soft) }
 dd { margin: 0 }
 mark { background: none; color: var(--bad); text-decoration: underline; text-underline-offset: 3px }
+.spoken { background: color-mix(in srgb, #2a7de1 22%, transparent); border-radius: 4px; padding: .05em .15em;
+  box-decoration-break: clone; -webkit-box-decoration-break: clone }
+.text { white-space: pre-wrap; overflow-wrap: anywhere }
 code { font-size: .88em; overflow-wrap: anywhere }
 """
 
@@ -108,6 +111,12 @@ def facts(pairs: list[tuple[str, str]]) -> str:
 def marked(pairs: list[tuple[str, bool]]) -> str:
     """Words, the wrong ones marked."""
     return " ".join(f"<mark>{escape(word)}</mark>" if wrong else escape(word) for word, wrong in pairs) or "&nbsp;"
+
+
+def highlighted(pieces: list[tuple[str, bool]]) -> str:
+    """A text in pieces, some of them on a coloured ground."""
+    shown = (f'<span class="spoken">{escape(text)}</span>' if spoken else escape(text) for text, spoken in pieces)
+    return f'<div class="text">{"".join(shown)}</div>'
 
 
 def plain(text: str) -> str:

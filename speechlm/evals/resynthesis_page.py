@@ -46,13 +46,13 @@ def _card(pair: Pair, rate_hz: int) -> str:
     seconds = len(pair.original) / rate_hz
     mel = MelSpectrogram(rate_hz, max_hz=None)
     above, below = (_mel(mel, audio) for audio in (pair.original, pair.made))
-    sounds = [(name, _player(audio, rate_hz)) for name, audio in (("original", pair.original), ("made", pair.made))]
+    sounds = [(name, sound(audio, rate_hz)) for name, audio in (("original", pair.original), ("made", pair.made))]
     length = ("length", plain(f"{seconds:.2f} s, {pair.num_tokens} tokens"))
     image = picture(mel_above_mel(above, below, mel.hop_samples / rate_hz), f"log-mels of {pair.name}")
     return card(words(pair.name), facts([*sounds, length]), image)
 
 
-def _player(audio: np.ndarray, rate_hz: int) -> str:
+def sound(audio: np.ndarray, rate_hz: int) -> str:
     """A player at the next higher rate that Opus has."""
     to_hz = next((rate for rate in OPUS_RATES_HZ if rate >= rate_hz), OPUS_RATES_HZ[-1])
     common = gcd(rate_hz, to_hz)
