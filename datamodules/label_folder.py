@@ -17,49 +17,33 @@ from typing import Any
 
 from lhotse.cut import Cut
 
+from datamodules.cut_shards import CutShards
 from datamodules.cuts import CheckedCuts
 from datamodules.sealed import read_sealed, seal_of, write_sealed
-from datamodules.token_folder import ManifestCount
 from speechlm.conservation import Account
 
 HEADER, HEARD, CUTS, CHOSEN, SUMMARY = "labels.json", "heard", "cuts", "chosen", "summary.json"
 
 
 @dataclass(frozen=True)
-class LabelPlan:
+class LabelPlan(CutShards):
     """What a folder of labels is made with.
 
     Args:
-        manifests: cut manifests in order.
-        shard_size: cuts in a shard.
+        manifests: see `CutShards`.
+        shard_size: see `CutShards`.
         model: name of the recogniser.
         model_hash: of its weights.
         settings: that labels depend on.
     """
 
-    manifests: tuple[ManifestCount, ...]
-    shard_size: int
     model: str
     model_hash: str
     settings: dict[str, Any]
 
-    @property
-    def num_cuts(self) -> int:
-        """Of all manifests."""
-        return sum(manifest.cuts for manifest in self.manifests)
-
-    @property
-    def num_shards(self) -> int:
-        """The last one may be shorter."""
-        return -(-self.num_cuts // self.shard_size)
-
-    def shard_length(self, shard: int) -> int:
-        """Cuts in a shard."""
-        return min(self.shard_size, self.num_cuts - shard * self.shard_size)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "manifests": [[m.path, m.cuts, m.sha256] for m in self.manifests]}
+        return {**asdict(self), "manifests": self._manifest_rows()}
 
     def shards(self, wanted: range) -> Iterator[tuple[int, list[Cut]]]:
         """The wanted shards in order, with their cuts.

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datamodules.cut_shards import CutShards, ManifestCount
 from datamodules.sealed import read_sealed, seal_of, write_sealed
 from speechlm.conservation import Account
 from speechlm.tokens.clock import Clock
@@ -32,21 +33,12 @@ _CUTS_NAME = re.compile(r"cuts\.(\d{6,})\.jsonl\.gz")
 
 
 @dataclass(frozen=True)
-class ManifestCount:
-    """One manifest that goes in."""
-
-    path: str
-    cuts: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Header:
+class Header(CutShards):
     """What a folder of tokens is made with.
 
     Args:
-        manifests: cut manifests in order.
-        shard_size: cuts in a shard; shard i is cuts [i, i + 1) * shard_size of all manifests one after another.
+        manifests: see `CutShards`.
+        shard_size: see `CutShards`.
         clock: of the tokenizer.
         tokenizer: its settings, for people.
         tokenizer_hash: of its settings and weights.
@@ -55,28 +47,12 @@ class Header:
         settings: of the making, those that tokens may depend on.
     """
 
-    manifests: tuple[ManifestCount, ...]
-    shard_size: int
     clock: Clock
     tokenizer: dict[str, Any]
     tokenizer_hash: str
     num_codes: int
     tokens_per_frame: int
     settings: dict[str, Any]
-
-    @property
-    def num_cuts(self) -> int:
-        """Of all manifests."""
-        return sum(manifest.cuts for manifest in self.manifests)
-
-    @property
-    def num_shards(self) -> int:
-        """The last one may be shorter."""
-        return -(-self.num_cuts // self.shard_size)
-
-    def shard_length(self, shard: int) -> int:
-        """Cuts in a shard."""
-        return min(self.shard_size, self.num_cuts - shard * self.shard_size)
 
     @property
     def vocab(self) -> Vocab:
@@ -99,9 +75,6 @@ class Header:
         known = {name: fields[name] for name in cls.__dataclass_fields__}
         manifests = tuple(ManifestCount(*row) for row in fields["manifests"])
         return cls(**{**known, "manifests": manifests, "clock": Clock(**fields["clock"])})
-
-    def _manifest_rows(self) -> list[list[Any]]:
-        return [[m.path, m.cuts, m.sha256] for m in self.manifests]
 
 
 @dataclass(frozen=True)

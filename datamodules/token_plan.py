@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lhotse.cut import Cut, MonoCut, MultiCut
 
+from datamodules.cut_shards import ManifestCount
 from datamodules.cuts import CheckedCuts, lines, manifests_of
-from datamodules.token_folder import Header, ManifestCount, TokenFolder
+from datamodules.token_folder import Header, TokenFolder
 
 
 @dataclass

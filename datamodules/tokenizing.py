@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.background import in_background
+from datamodules.cut_shards import ManifestCount
 from datamodules.recordings import BadRecording, load_recording, path_of
-from datamodules.token_folder import Commit, DamagedShard, Header, ManifestCount, TokenFolder, Totals
+from datamodules.token_folder import Commit, DamagedShard, Header, TokenFolder, Totals
 from datamodules.token_plan import ShardCuts, shards
 from datamodules.token_shards import write_shard
 from speechlm.tokens.tokenizer import Tokenizer

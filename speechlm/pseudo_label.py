@@ -11,10 +11,10 @@ from jsonargparse import auto_cli
 from transformers.utils import logging as transformers_logging
 
 from callbacks.work_progress import WorkProgress
+from datamodules.cut_shards import ManifestCount
 from datamodules.cuts import manifests_of
 from datamodules.label_folder import LabelFolder, LabelPlan
 from datamodules.labelling import Labeller, Listening, Trust, manifest_of_audio
-from datamodules.token_folder import ManifestCount
 from datamodules.token_plan import count_manifests
 from speechlm.hidden_secrets import hide_secrets
 from speechlm.nn.hub_asr import load_asr

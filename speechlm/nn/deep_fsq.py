@@ -4,14 +4,14 @@ import torch
 import vector_quantize_pytorch as vq
 from torch import Tensor, nn
 
-from speechlm.nn.frame_pool import draw_frames
-from speechlm.nn.quantizer import Quantized, Quantizer, is_distributed
+from speechlm.nn.frame_pool import FramePool
+from speechlm.nn.quantizer import Quantized, is_distributed
 
 FIT_BATCH = 512  # frames
 FIT_LR = 1e-3
 
 
-class DeepFSQ(Quantizer):
+class DeepFSQ(FramePool):
     """A network squeezes each vector into a few numbers, which are rounded; another makes a vector of full width of them.
 
     Averages (`EmaVQ`) can not follow a network that moves while batches are small, and one linear map to a few numbers (`FSQ`)
@@ -35,9 +35,6 @@ class DeepFSQ(Quantizer):
     Source: Mentzer et al. 2023, arXiv 2309.15505, for the rounding.
     """
 
-    num_updates: Tensor  # ()
-    pool: Tensor  # (frames, D) gathered for the start; empty before and after
-
     def __init__(
         self,
         dim: int,
@@ -50,7 +47,7 @@ class DeepFSQ(Quantizer):
         reconstruction: float = 1.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(dim, int(torch.tensor(levels).prod()))
+        super().__init__(dim, int(torch.tensor(levels).prod()), init_updates, ramp_updates, seed)
         self.fsq = vq.FSQ(levels=levels)
         self.squeeze = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, len(levels))
@@ -58,15 +55,7 @@ class DeepFSQ(Quantizer):
         self.expand = nn.Sequential(
             nn.Linear(len(levels), hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, dim)
         )
-        self.init_updates, self.init_frames, self.fit_updates = init_updates, init_frames, fit_updates
-        self.ramp_updates, self.seed, self.reconstruction = ramp_updates, seed, reconstruction
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
-        self.register_buffer("pool", torch.zeros(0, dim))
-        self._frames: list[Tensor] = []  # (n, D) of each forward pass since the last update
-
-    @property
-    def ready(self) -> bool:
-        return int(self.num_updates) >= self.init_updates
+        self.init_frames, self.fit_updates, self.reconstruction = init_frames, fit_updates, reconstruction
 
     @property
     def share(self) -> float:
@@ -91,14 +80,11 @@ class DeepFSQ(Quantizer):
     def decode(self, codes: Tensor) -> Tensor:
         return self.expand(self.fsq.indices_to_codes(codes))
 
-    def forget(self) -> None:
-        self._frames = []
-
     def update(self) -> dict[str, float]:
         """One step further on the way to quantised vectors."""
         share = self.share if self.ready else 0.0
         if not self.ready:
-            self._grow_pool()
+            self._add_to_pool(-(-self.init_frames // self.init_updates))
         self.num_updates += 1
         if self.pool.numel() and self.ready:
             self._start()
@@ -106,11 +92,6 @@ class DeepFSQ(Quantizer):
         return {"share": share}
 
     # -- the start ------------------------------------------------------------------------------------------------------
-
-    def _grow_pool(self) -> None:
-        local = torch.cat(self._frames) if self._frames else self.pool.new_zeros(0, self.dim)
-        drawn = draw_frames(local, -(-self.init_frames // self.init_updates), self._generator())
-        self.pool = torch.cat([self.pool, drawn])
 
     def _start(self) -> None:
         """Both networks as an autoencoder of the pool, the same on every rank."""
@@ -143,9 +124,6 @@ class DeepFSQ(Quantizer):
         for parameter in networks:
             parameter.grad = None
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.num_updates))
-
     # -- the ramp -------------------------------------------------------------------------------------------------------
 
     def _loss(self, q: Tensor, x: Tensor, real: Tensor) -> Tensor:
@@ -157,14 +135,5 @@ class DeepFSQ(Quantizer):
         return weight * (q[real] - target).square().mean() / target.var().clamp(min=1e-6)
 
     def _taken(self, real: Tensor) -> Tensor:
-        """(B, T) bool, which tokens are quantised: each recording has a share of its own."""
-        generator = self._generator()
-        share = self.share
-        own = share + (1 - share) * torch.rand(len(real), 1, generator=generator) * share
-        return (torch.rand(real.shape, generator=generator) < own).to(real.device)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        """The pool's size depends on when the checkpoint was written; a run that was begun before there was a pool has none."""
-        saved = state_dict.setdefault(prefix + "pool", self.pool[:0])
-        self.pool = self.pool.new_zeros(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        """(B, T) bool, which tokens are quantised."""
+        return self._taken_between(real, self.share, (1 - self.share) * self.share)

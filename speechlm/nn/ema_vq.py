@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechlm.nn.frame_pool import draw_frames
+from speechlm.nn.frame_pool import FramePool
 from speechlm.nn.kmeans import kmeans, nearest
-from speechlm.nn.quantizer import Quantized, Quantizer, is_distributed, sum_over_ranks
+from speechlm.nn.quantizer import Quantized, is_distributed, sum_over_ranks
 
 Init = Literal["kmeans", "frames", "random"]
 
 
-class EmaVQ(Quantizer):
+class EmaVQ(FramePool):
     """EMA codebook of (V, D) float32 vectors.
 
     Args:
@@ -46,8 +46,6 @@ class EmaVQ(Quantizer):
     codebook: Tensor  # (V, D)
     ema_count: Tensor  # (V,)
     ema_weight: Tensor  # (V, D)
-    num_updates: Tensor  # ()
-    pool: Tensor  # (frames, D) gathered for the first codebook; empty before and after
     frames_seen: Tensor  # () on all ranks together while the pool was gathered
 
     def __init__(
@@ -65,33 +63,24 @@ class EmaVQ(Quantizer):
         kmeans_iterations: int = 10,
         seed: int = 0,
     ) -> None:
-        super().__init__(dim, num_codes)
         if init not in ("kmeans", "frames", "random"):
             raise ValueError(f"init must be 'kmeans', 'frames' or 'random', got {init!r}")
         if init != "random" and init_updates < 1:
             raise ValueError(f"a codebook made from data needs init_updates >= 1 step to gather it, got {init_updates}")
+        super().__init__(dim, num_codes, 0 if init == "random" else init_updates, ramp_updates, seed)
         self.decay = decay
         self.commitment = commitment
         self.restart_every = restart_every
         self.restart_below = restart_below
         self.init = init
-        self.init_updates = 0 if init == "random" else init_updates
         self.init_frames_per_code = init_frames_per_code
-        self.ramp_updates = ramp_updates
         self.kmeans_iterations = kmeans_iterations
-        self.seed = seed
         start = 0.02 * torch.randn(num_codes, dim, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("codebook", start)
         self.register_buffer("ema_count", torch.ones(num_codes))
         self.register_buffer("ema_weight", start.clone())
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
-        self.register_buffer("pool", start.new_zeros(0, dim))
         self.register_buffer("frames_seen", torch.zeros((), dtype=torch.long))
         self.forget()
-
-    @property
-    def ready(self) -> bool:
-        return int(self.num_updates) >= self.init_updates
 
     def forward(self, x: Tensor, real: Tensor) -> Quantized:
         with torch.autocast(x.device.type, enabled=False):
@@ -133,14 +122,12 @@ class EmaVQ(Quantizer):
         if not self.training or updates >= self.ramp_updates:
             return torch.ones_like(real)
         done = updates / self.ramp_updates
-        generator = self._generator()
-        share = done + (1 - done) * torch.rand(len(real), 1, generator=generator)
-        return (torch.rand(real.shape, generator=generator) < share).to(real.device)
+        return self._taken_between(real, done, 1 - done)
 
     # -- what forward passes leave for the update ----------------------------------------------------------------------
 
     def forget(self) -> None:
-        self._frames: list[Tensor] = []  # (n, D) of each forward pass since the last update
+        super().forget()
         self._count: Tensor | None = None  # (V,)
         self._sum: Tensor | None = None  # (V, D)
 
@@ -173,16 +160,6 @@ class EmaVQ(Quantizer):
         self.ema_weight.mul_(self.decay).add_(total, alpha=1 - self.decay)
         self.codebook.copy_(self.ema_weight / self.ema_count[:, None])
 
-    # -- random draws from the frames of all ranks ---------------------------------------------------------------------
-
-    def _draw_frames(self, num: int) -> Tensor:
-        """(<= num, D) frames seen since the last update, of all ranks, the same on each of them."""
-        local = torch.cat(self._frames) if self._frames else self.codebook.new_zeros(0, self.dim)
-        return draw_frames(local, num, self._generator())
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.num_updates))
-
     # -- restarts and the first codebook -------------------------------------------------------------------------------
 
     def _restart_is_due(self) -> bool:
@@ -195,7 +172,7 @@ class EmaVQ(Quantizer):
         if bound is None:
             bound = min(self.decay**self.restart_every, 0.03 * float(self.ema_count.mean()))
         dead = torch.nonzero(self.ema_count < bound)[:, 0]
-        drawn = self._draw_frames(len(dead))
+        drawn = self._drawn(len(dead))
         dead = dead[: len(drawn)]  # more dead codes than frames: the rest waits for the next restart
         count = min(1.0, float(self.ema_count.mean()))  # 1 as released, less where an average code has less
         self.codebook[dead], self.ema_weight[dead], self.ema_count[dead] = drawn, drawn * count, count
@@ -203,7 +180,7 @@ class EmaVQ(Quantizer):
 
     def _grow_pool(self) -> None:
         per_update = -(-self.num_codes * self.init_frames_per_code // self.init_updates)
-        self.pool = torch.cat([self.pool, self._draw_frames(per_update)])
+        self._add_to_pool(per_update)
         self.frames_seen += sum_over_ranks(torch.tensor(sum(map(len, self._frames)), device=self.pool.device))
 
     def _start_codebook(self) -> None:
@@ -216,10 +193,3 @@ class EmaVQ(Quantizer):
         self.ema_count.copy_(owned.clamp(min=0.1 / self.num_codes) * per_update)  # as if averaged for long already
         self.ema_weight.copy_(self.codebook * self.ema_count[:, None])
         self.pool = self.pool[:0].clone()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        """The pool's size depends on when the checkpoint was written."""
-        saved = state_dict.get(prefix + "pool")
-        if saved is not None:
-            self.pool = self.pool.new_zeros(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
