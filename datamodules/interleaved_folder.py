@@ -18,14 +18,14 @@ class MadeShard(NamedTuple):
     Attributes:
         path: of its documents.
         file: number of the source file it is of.
-        index: which of that file's shards it is.
+        number: which of that file's shards it is.
         counts: of documents, spans and ids, as the job counted.
         reasons: how many documents and spans were left out, by reason.
     """
 
     path: Path
     file: int
-    index: int
+    number: int
     counts: dict[str, int]
     reasons: dict[str, int]
 
@@ -68,11 +68,11 @@ class InterleavedFolder:
                 commit = read_sealed(path.with_suffix(".json"))
                 if commit["made_with"] != self._seal:
                     raise ValueError("it was made with other settings than job.json says")
-                file, index = map(int, path.stem.split("-"))
+                file, number = map(int, path.stem.split("-"))
             except (FileNotFoundError, ValueError) as error:
                 self.damaged[path.name] = str(error)
                 continue
-            yield MadeShard(path, file, index, commit["counts"], commit["reasons"])
+            yield MadeShard(path, file, number, commit["counts"], commit["reasons"])
 
     def making(self) -> Making | None:
         """What the ids and codes mean, by the first shard; None where there is none.
@@ -112,11 +112,11 @@ class Texts:
         try:
             if shard.file != self._file:
                 self._raws, self._file, self._at = self._read(shard.file), shard.file, 0
-            skipped = (shard.index - self._at) * size
+            skipped = (shard.number - self._at) * size
             raws = list(itertools.islice(self._raws, skipped, skipped + size))
         except (OSError, ValueError) as error:
             self.missing, raws = str(error), []
-        self._at = shard.index + 1
+        self._at = shard.number + 1
         return raws
 
     def _read(self, file: int) -> Iterator[Raw]:

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from speechlm.engines.base import Engine, Target
 from speechlm.engines.hugging_face import HuggingFaceEngine
 from speechlm.engines.sglang import SGLangEngine
+from speechlm.engines.sglang_local import SGLangLocalEngine, start
 
 
 class EngineSettings(Protocol):
@@ -69,6 +70,31 @@ class SGLang:
         vocab_size = AutoConfig.from_pretrained(Path(model), trust_remote_code=False).vocab_size
         settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SGLangEngine(settings.pop("urls"), target, vocab_size, **settings)
+
+
+@dataclass(frozen=True)
+class SGLangLocal:
+    """SGLang in this process, in an environment that has it.
+
+    Args:
+        max_length: positions of a sequence.
+        dtype: of weights and arithmetic.
+        group: prompts that are handed over together.
+        in_flight: groups at work at once.
+        settings: of `sglang.Engine`, by its names: `mem_fraction_static`, `attention_backend` …
+    """
+
+    max_length: int = 1024
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    group: int = 16
+    in_flight: int = 16
+    settings: dict[str, Any] = field(default_factory=lambda: {"enable_deterministic_inference": True})
+
+    def open(self, model: str, target: Target, device: str) -> Engine:
+        """See `EngineSettings.open`."""
+        vocab_size = AutoConfig.from_pretrained(Path(model), trust_remote_code=False).vocab_size
+        engine = start(model, self.max_length, device, self.dtype, self.settings)
+        return SGLangLocalEngine(engine, target, vocab_size, self.max_length, self.group, self.in_flight)
 
 
 def model_hash(folder: str | Path) -> str:
