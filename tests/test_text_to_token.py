@@ -1,6 +1,7 @@
 """Text to token: what was learnt is spoken, by the run and by its export, and a corpus is made of it."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import yaml
 
 from datamodules.interleaved import read_interleaved
 from speechlm import export, fit, pack, synthesize
-from speechlm.engines.base import Sampling
+from speechlm.engines.base import Generation, Prompt, Sampling
 from speechlm.engines.checks import SpeechChecks
+from speechlm.engines.hugging_face import HuggingFaceEngine
 from speechlm.load import load_stage
+from speechlm.stages import text_to_token
 from speechlm.text_tokenizer import TextTokenizer
-from speechlm.tokens.templates import Writer
+from speechlm.tokens.templates import Template, Writer
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "configs/text_to_token/tiny/qwen2.5_1.5b.yaml"
@@ -64,6 +67,38 @@ def test_a_pair_learnt_by_heart_is_spoken(run_folder: Path, monkeypatch: pytest.
     assert [one.tolist() for one in said if one is not None] == [speech, speech]
 
 
+def test_a_voice_is_asked_for_as_training_rows_name_it(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    stage = load_stage(run_folder)
+    packed = yaml.safe_load((ROOT / "configs/pack/text_to_token_voices.yaml").read_text(encoding="utf-8"))
+    (template,) = {Template(**source["template"]) for source in packed["sources"].values()}
+    made = yaml.safe_load((ROOT / "configs/synthesize/fineweb_edu_voices.yaml").read_text(encoding="utf-8"))
+    assert Template(**made["interleave"]["template"]) == template and made["interleave"]["voices"]
+    asked: list[Prompt] = []
+
+    class Listening(HuggingFaceEngine):
+        def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Generation]:
+            asked.extend(prompts)
+            return super().generate(asked, sampling)
+
+    monkeypatch.setattr(text_to_token, "HuggingFaceEngine", Listening)
+    stage.speak(["two small words", "go"], template=template, voice="p225")
+    tokenizer = TextTokenizer(stage.text_tokenizer)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode([text])[0].tolist()
+
+    writer = Writer("tts", template, stage.vocab, encode, tokenizer.specials, tokenizer.end)
+    row = writer.write(np.array(encode("two small words")), np.array([5, 9]), voice="p225").ids.tolist()
+    speech = row.index(stage.vocab.speech_offset + 5)
+    assert list(asked[0].ids) == row[:speech]
+    assert encode("p225") in [row[n : n + len(encode("p225"))] for n in range(speech)]
+    with pytest.raises(ValueError, match=r"has \{voice\}, and nothing says who speaks"):
+        stage.speak(["go"], template=template)
+    with pytest.raises(ValueError, match=r"has no \{voice\}, so nobody can be asked to speak as 'p225'"):
+        stage.speak(["go"], voice="p225")
+
+
 def test_an_export_makes_documents_that_rows_are_packed_from(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -96,7 +131,7 @@ def test_an_export_makes_documents_that_rows_are_packed_from(
     assert "12 documents in = 12 out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["fineweb_edu.yaml", "tiny/fineweb_edu.yaml"])
+@pytest.mark.parametrize("name", ["fineweb_edu.yaml", "fineweb_edu_voices.yaml", "tiny/fineweb_edu.yaml"])
 def test_synthesis_configs_parse(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     assert synthesize.SynthesizeCLI(["--config", f"configs/synthesize/{name}"]).config.sources

@@ -30,6 +30,7 @@ class TextToToken(SpeechLM):
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         template: Template | None = None,
         checks: SpeechChecks = SpeechChecks(),  # noqa: B008
+        voice: str = "",
     ) -> list[Tensor | None]:
         """Texts to (T,) speech tokens each, None where what was generated can not be the speech of the text.
 
@@ -39,6 +40,10 @@ class TextToToken(SpeechLM):
             sampling: how ids are drawn.
             template: of the rows the model was trained on; None is the default of `tts`.
             checks: bounds on what is generated.
+            voice: who speaks, by a name of the training data, where the template has ``{voice}``.
+
+        Raises:
+            ValueError: the template has ``{voice}`` and there is none, or the other way round.
         """
         tokenizer = TextTokenizer(self.text_tokenizer)
         writer = Writer(
@@ -49,9 +54,13 @@ class TextToToken(SpeechLM):
             tokenizer.specials,
             tokenizer.end,
         )
+        if voice and not writer.voiced:
+            raise ValueError(f"the template has no {{voice}}, so nobody can be asked to speak as {voice!r}")
         ids = tokenizer.encode([spoken(text, language) for text in texts])
         prompts = [
-            Prompt(str(n), tuple(writer.opening(one).tolist()), checks.max_new(len(one)), checks.min_new(len(one)))
+            Prompt(
+                str(n), tuple(writer.opening(one, voice).tolist()), checks.max_new(len(one)), checks.min_new(len(one))
+            )
             for n, one in enumerate(ids)
         ]
         target = Target(self.vocab.speech_offset, self.vocab.num_speech, writer.closing)
