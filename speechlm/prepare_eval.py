@@ -12,6 +12,7 @@ python -m speechlm.prepare_eval seed_tts --corpus data/seedtts_testset --languag
 python -m speechlm.prepare_eval general_qa --alpaca data/alpaca_eval.json --vicuna data/question.jsonl --out data/eval/general_qa.jsonl --speak models/text_to_token
 python -m speechlm.prepare_eval knowledge --sets '[data/eval/web_questions.jsonl, data/eval/trivia_qa.jsonl]' --out data/eval/knowledge.jsonl
 python -m speechlm.prepare_eval recordings --cuts data/librispeech/test-clean.jsonl.gz --group test-clean --out data/eval/test_clean.jsonl
+python -m speechlm.prepare_eval closed_world --people 40 --out data/eval/closed_world.jsonl --asr data/eval/closed_world_asr.jsonl
 """  # noqa: E501 - commands as they are typed
 
 import sys
@@ -25,6 +26,7 @@ from datamodules.eval_sets import questions, recordings, salmon, stories, texts,
 from datamodules.recipes.part_writer import Tally
 from speechlm.conservation import Account
 from speechlm.engines.base import Sampling
+from speechlm.evals import closed_world
 from speechlm.evals.items import Item, said_fields, write_items
 from speechlm.evals.parts import TextToSpeechTokens
 from speechlm.evaluated import Judges, ModelParts
@@ -159,6 +161,14 @@ def recordings_set(cuts: Path, out: Path, group: str = "", language: str = "") -
     write(recordings.recordings(cuts, out, group, language), out)
 
 
+def closed_world_set(out: Path, asr: Path | None = None, people: int = 100) -> None:
+    """Facts of the closed world as pairs, and with --asr its speech with transcripts."""
+    world = closed_world.World(people)
+    write(closed_world.pairs(world), out)
+    if asr:
+        write(closed_world.recordings(world), asr)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "swuggy": swuggy,
     "sblimp": sblimp,
@@ -172,6 +182,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "general_qa": general_qa,
     "knowledge": knowledge,
     "recordings": recordings_set,
+    "closed_world": closed_world_set,
 }
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from speechlm.evals.closed_world import ALPHABET, NEIGHBOURS, RELATIONS, World, questions, sentence
+from speechlm.evals.base_asr import BaseASR
+from speechlm.evals.closed_world import ALPHABET, NEIGHBOURS, RELATIONS, World, pairs, questions, recordings, sentence
+from speechlm.evals.story_cloze import StoryCloze
 
 
 def test_a_world_is_the_same_for_the_same_numbers_and_another_for_another_seed():
@@ -63,3 +65,21 @@ def test_the_first_option_is_right_and_all_options_differ():
 def test_impossible_worlds_are_refused(bad: dict[str, float]):
     with pytest.raises(ValueError, match="a world needs"):
         World(**bad)
+
+
+def test_pairs_ask_every_fact_once_and_say_what_they_write():
+    world = World(20)
+    made = list(pairs(world))
+    assert made == list(pairs(world)) and len({item["id"] for item in made}) == len(made) == len(world.facts)
+    for item, fact in zip(made, world.facts, strict=True):
+        assert StoryCloze("items").check(item) == ""
+        assert item["positive"]["text"] == fact.value != item["negative"]["text"]
+        assert item["negative"]["text"] in RELATIONS[fact.relation][1]
+        assert f"{item['context']['text']} {fact.value}" == sentence(fact, 0)
+        assert item["group"] == ("written only" if fact.written_only else "also spoken")
+        voices = {
+            code % world.voices for field in ("context", "positive", "negative") for code in item[field]["tokens"]
+        }
+        assert len(voices) == 1
+        assert item["negative"]["tokens"] != item["positive"]["tokens"]
+    assert all(BaseASR("items").check(item) == "" for item in recordings(world, 5))

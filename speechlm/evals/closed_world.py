@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from speechlm.evals.items import Item, Said
+
 RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "home": (
         ("{name} lives in", "the home of {name} is", "to visit {name} go to"),
@@ -130,6 +132,32 @@ def questions(facts: Sequence[Fact], wording: int = 0) -> list[Question]:
         )
         for fact in facts
     ]
+
+
+def pairs(world: World, wording: int = 0, seed: int = 0) -> Iterator[Item]:
+    """Each fact as a context with its value and a wrong one, in text and in speech; items of `speechlm.evals.pairs`.
+
+    The two parts are spoken by themselves, in the same voice. Groups are facts that are only written, and those also spoken.
+    """
+    rng = np.random.default_rng(seed)
+    for question in questions(world.facts, wording):
+        fact, voice = question.fact, int(rng.integers(2**32))
+        wrong = question.options[rng.integers(1, len(question.options))]
+        texts = {"context": question.prompt, "positive": fact.value, "negative": wrong}
+        said = {field: _said(world, text, voice) for field, text in texts.items()}
+        group = "written only" if fact.written_only else "also spoken"
+        yield {"id": f"{fact.name} {fact.relation}", **said, "group": group}
+
+
+def recordings(world: World, count: int = 60, seed: int = 3) -> Iterator[Item]:
+    """Texts with their speech; items of `speechlm.evals.base_asr`."""
+    rng = np.random.default_rng(seed)
+    for number, text in enumerate(world.documents(count, True, rng)):
+        yield {"id": f"document {number}", "speech": _said(world, text, int(rng.integers(2**32))), "language": "en"}
+
+
+def _said(world: World, text: str, voice: int) -> Said:
+    return {"text": text, "tokens": world.spoken(text, np.random.default_rng(voice)).tolist()}
 
 
 def sentence(fact: Fact, wording: int) -> str:
