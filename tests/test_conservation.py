@@ -40,6 +40,7 @@ NO_CORPUS = {
     "speechlm.chat": "one turn at a time, each answered or refused",
     "speechlm.doctor": "looks at files, makes nothing of them",
     "speechlm.fit": "goes on for as many steps as it is told; what it can not use is counted by reason in data/skipped",
+    "speechlm.interleave_report": "shows documents that synthesize has accounted for, and that account",
     "speechlm.plan": "reads configs",
     "speechlm.start": "copies what is shipped",
     "speechlm.submit": "writes a job",
