@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from speechlm.nn.deep_fsq import DeepFSQ
 from speechlm.nn.ema_vq import EmaVQ
 from speechlm.nn.lookup_free import FSQ, SimVQ
 from speechlm.nn.whisper_encoder import Bottleneck
@@ -141,6 +142,28 @@ def test_the_decoder_ignores_padded_states(folder: str):
     alone = [model.transcribe(audio[i : i + 1, :n], lens[i : i + 1])[0] for i, n in enumerate(LENGTHS)]
     # the bound on length depends on the longest of a batch, so a looping transcript may end later in company
     assert all(t.startswith(a) for t, a in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("quantizer", [None, lambda dim: DeepFSQ(dim, [5, 3], init_updates=0)], ids=["nearest", "deep"])
+def test_tokens_are_read_as_the_recording_they_are_of(folder: str, quantizer):
+    model = build(folder, quantizer=quantizer)
+    audio, lens = recordings()
+    tokens, token_lens = model.tokenize(audio, lens)
+    texts = model.read(tokens, token_lens)
+    assert texts == model.transcribe(audio, lens) and any(texts)
+    others = model.read(torch.where(tokens >= 0, (tokens + 7) % model.encoder.quantizer.num_codes, -1), token_lens)
+    assert others != texts
+
+
+def test_what_are_no_tokens_is_not_read(folder: str):
+    model = build(folder)
+    for bad in (-1, 64):
+        with pytest.raises(ValueError, match=rf"ids must lie in \[0, 64\), got {bad}"):
+            model.read(torch.tensor([[3, bad, 5]]), torch.tensor([3]))
+    with pytest.raises(ValueError, match="expected 1 to 375 tokens a row, got 0 to 2"):
+        model.read(torch.zeros(2, 2, dtype=torch.long), torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="without a quantiser"):
+        WhisperVQ(folder, Clock()).read(torch.zeros(1, 2, dtype=torch.long), torch.tensor([2]))
 
 
 def test_there_are_no_tokens_before_there_is_a_codebook(folder: str):

@@ -10,6 +10,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from speechlm.nn import glm4voice
 from speechlm.nn.log_mel import Floor, LogMel
 from speechlm.nn.losses import linear_cross_entropy
+from speechlm.nn.masks import length_mask
 from speechlm.nn.quantizer import Quantized
 from speechlm.nn.streaming_whisper import TokenStream
 from speechlm.nn.whisper_decoder import WhisperTextDecoder
@@ -95,13 +96,37 @@ class WhisperVQ(nn.Module):
     ) -> list[str]:
         """Greedy transcripts of recordings up to 30 s; `quantize=False` lets the pooled vectors pass the quantiser."""
         encoded = self.encoder(*self.log_mel(audio, audio_lens), quantize=quantize)
-        prompts = [tuple(self.text.prompt(language)) for language in languages or [""] * len(audio_lens)]
+        return self._greedy(encoded.states, encoded.state_lens, languages)
+
+    @torch.no_grad()
+    def read(self, codes: Tensor, lens: Tensor, languages: Sequence[str] = ()) -> list[str]:
+        """Greedy transcripts of (B, T) speech tokens and (B,) lengths, up to 30 s, whoever made them; no waveform is needed.
+
+        Raises:
+            ValueError: there is no quantiser, a row is empty or longer than the encoder sees, or an id is not in the codebook.
+        """
+        quantizer = self.encoder.quantizer
+        if quantizer is None:
+            raise ValueError("without a quantiser there are no speech tokens to read")
+        real = length_mask(lens, codes.shape[1])
+        if int(lens.min()) < 1 or codes.shape[1] > self.encoder.max_tokens:
+            raise ValueError(
+                f"expected 1 to {self.encoder.max_tokens} tokens a row, got {int(lens.min())} to {codes.shape[1]}"
+            )
+        wrong = real & ((codes < 0) | (codes >= quantizer.num_codes))
+        if bool(wrong.any()):
+            raise ValueError(f"ids must lie in [0, {quantizer.num_codes}), got {int(codes[wrong][0])}")
+        vectors = quantizer.decode(codes * real) * real[..., None]
+        return self._greedy(self.encoder.above(vectors, lens), lens, languages)
+
+    def _greedy(self, states: Tensor, state_lens: Tensor, languages: Sequence[str]) -> list[str]:
+        prompts = [tuple(self.text.prompt(language)) for language in languages or [""] * len(state_lens)]
         texts = [""] * len(prompts)
         for prompt in sorted(set(prompts)):
             rows = [i for i, own in enumerate(prompts) if own == prompt]
             ids = self.decoder.greedy(
-                encoded.states[rows],
-                encoded.state_lens[rows],
+                states[rows],
+                state_lens[rows],
                 list(prompt),
                 self.text.eos,
                 self.text.suppress,

@@ -116,6 +116,14 @@ class SpeechTokenizer(L.LightningModule):
         """Greedy transcripts through the bottleneck."""
         return self.model.transcribe(audio, audio_lens, languages or [])
 
+    def read(self, codes: Tensor, lens: Tensor, languages: list[str] | None = None) -> list[str]:
+        """Greedy transcripts of (B, T) speech tokens and (B,) lengths, whoever made them: what the tokens say, without a waveform.
+
+        Raises:
+            ValueError: see `WhisperVQ.read`.
+        """
+        return self.model.read(codes, lens, languages or [])
+
     def transcribe_unquantised(
         self, audio: Tensor, audio_lens: Tensor, languages: list[str] | None = None
     ) -> list[str]:
