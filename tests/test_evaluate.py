@@ -150,6 +150,26 @@ def test_each_flag_changes_what_it_should_and_nothing_else(flag: str, value: Any
     assert list(both.values()) == [100.0, expected]  # asked together they are the same two numbers
 
 
+def test_groups_are_told_apart_in_every_mode() -> None:
+    right, wrong = {"ending": [1.0, 1.0, 1]}, {"ending": [2.0, 2.0, 1]}
+    sides = {"positive": {"text": "p"}, "negative": {"text": "n"}, "context": {"text": "c"}}
+    items = [{"id": name, "group": name, **sides} for name in ("x", "y")]
+    records: list[dict[str, Any]] = [
+        {"S->S": {"positive": a, "negative": b}, "T->S": {"positive": c, "negative": d}}
+        for a, b, c, d in ((right, wrong, wrong, right), (right, wrong, right, right))
+    ]
+    task = Pairs("items", modes=["S->S", "T->S"], per_token=[True, False], masked=[False], spans=["ending"])
+    found = [(m.name, m.value) for m in task.score(items, records, Path()).metrics]
+    assert found == [
+        ("accuracy [S->S, ending, per token, unmasked]", 100.0), ("accuracy of x [S->S]", 100.0),
+        ("accuracy of y [S->S]", 100.0), ("accuracy [S->S, ending, sum, unmasked]", 100.0),
+        ("accuracy [T->S, ending, per token, unmasked]", 25.0), ("accuracy of x [T->S]", 0.0),
+        ("accuracy of y [T->S]", 50.0), ("accuracy [T->S, ending, sum, unmasked]", 25.0),
+    ]  # fmt: skip
+    alone = Pairs("items", **PLAIN).score(items, records, Path()).metrics
+    assert [m.name for m in alone][1:] == ["accuracy of x", "accuracy of y"]
+
+
 @pytest.mark.parametrize(("within", "value"), [(0.0, 0.0), (1e-6, 50.0)])
 def test_rounding_decides_no_pair(within: float, value: float) -> None:
     side = {"ending": [10.0, 10.0, 10]}

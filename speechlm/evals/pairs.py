@@ -84,7 +84,7 @@ class Pairs(Task):
         return [records[n] if n in records else failed[n] for n in range(len(items))]
 
     def score(self, items: Sequence[Item], records: Sequence[Record], files: Path) -> Scored:
-        """Accuracies under all flags over the same pairs, and of each group under the first of each."""
+        """Accuracies under all flags over the same pairs, and of each group and mode under the first of the others."""
         good, problems = usable(items, records)
         flags = self._flags(any("context" in item for item, _ in good))
         rights: dict[str, list[float]] = {}  # by id, under each flag
@@ -98,7 +98,10 @@ class Pairs(Task):
         columns = zip(*rights.values(), strict=True)
         metrics = [percent(f"accuracy {_named(*one)}", right) for one, right in zip(flags, columns, strict=True)]
         first = {name: right[0] for name, right in rights.items()}
-        metrics[1:1] = _by_group(good, first)
+        for number, (mode, *others) in reversed(list(enumerate(flags))):
+            if others == list(flags[0][1:]):
+                named = f" [{mode}]" if len(self.modes) > 1 else ""
+                metrics[number + 1 : number + 1] = _by_group(good, {n: r[number] for n, r in rights.items()}, named)
         return Scored(metrics, [_example(item, record, first) for item, record in first_by(good)], problems)
 
     def _kinds(self, field: str, item: Item) -> set[str]:
@@ -182,12 +185,12 @@ def _named(mode: Mode, span: Span, per_token: bool, masked: bool) -> str:
     return f"[{mode}, {span}, {'per token' if per_token else 'sum'}, {'masked' if masked else 'unmasked'}]"
 
 
-def _by_group(good: Sequence[tuple[Item, Record]], rights: dict[str, float]) -> list[Metric]:
+def _by_group(good: Sequence[tuple[Item, Record]], rights: dict[str, float], named: str) -> list[Metric]:
     groups: dict[str, list[float]] = {}
     for item, _ in good:
         if item.get("group") and item["id"] in rights:
             groups.setdefault(item["group"], []).append(rights[item["id"]])
-    return [percent(f"accuracy of {name}", values) for name, values in sorted(groups.items())]
+    return [percent(f"accuracy of {name}{named}", values) for name, values in sorted(groups.items())]
 
 
 def _example(item: Item, record: Record, rights: dict[str, float]) -> Example:
