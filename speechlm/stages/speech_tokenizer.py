@@ -117,7 +117,7 @@ class SpeechTokenizer(L.LightningModule):
         return self.model.transcribe(audio, audio_lens, languages or [])
 
     def read(self, codes: Tensor, lens: Tensor, languages: list[str] | None = None) -> list[str]:
-        """Greedy transcripts of (B, T) speech tokens and (B,) lengths, whoever made them: what the tokens say, without a waveform.
+        """Greedy transcripts of (B, T) speech tokens and (B,) lengths, whoever made them: without a waveform.
 
         Raises:
             ValueError: see `WhisperVQ.read`.
