@@ -5,13 +5,16 @@ import re
 from functools import lru_cache
 from typing import Any
 
-#: A word that is not said as it is written: a digit or a sign in it, or a short abbreviation.
+#: A word that is not said as it is written: a digit or a sign in it, or a short abbreviation. Not the quotation marks around it,
+#: which the grammars give back with a backslash. Looked for where words begin: anywhere in one is the square of its length.
 ODD = re.compile(
-    r"\S*[0-9$€£¥%&@#=+*/~^°]\S*|\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)\."
+    r"(?<![^\s\"])[^\s\"]*[0-9$€£¥%&@#=+*/~^°][^\s\"]*|\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)\."
 )
 #: Odd words with nothing but single spaces between them are said together: "Jan. 3rd", "5:30 p.m.", "10 %".
 STRETCH = re.compile(rf"(?:{ODD.pattern})(?: (?:{ODD.pattern}|[ap]\.?m\b\.?))*")
 HAS_ODD_ZH = re.compile(r"[0-9$€£¥￥%％&@#=+*/~^°]")
+#: Characters that a grammar is given at most: its time and memory grow with them, and longer is nothing that is read aloud.
+LONGEST_SAID = 1000
 LANGUAGES = ("en", "zh", "ja")
 _SPACE = re.compile(r"\s+")
 _NO_LETTER = re.compile(r"[^\w\s]|_")
@@ -56,6 +59,8 @@ def speakable(text: str, min_letters: float = 0.6) -> str:
 
 @lru_cache(maxsize=100_000)
 def _said(stretch: str, language: str) -> str:
+    if len(stretch) > LONGEST_SAID:
+        return stretch
     return str(_grammar(language).normalize(stretch))
 
 

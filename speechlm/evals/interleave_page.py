@@ -1,6 +1,7 @@
 """The interleave report as a page: how much is spoken and in what pieces, what was refused, and documents to read and hear."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,14 @@ def _source(made: Page, name: str, source: SourceNumbers) -> None:
     made.heading(f"{name}: lengths", _lengths_note(source))
     made.cards([_bars(what, histogram) for what, histogram in source.histograms.items()])
     made.heading(f"{name}: where it comes from")
-    made.table(["what", "which"], [[what, str(value)] for what, value in source.provenance.items()])
+    made.table(["what", "which"], _flat("", source.provenance))
+
+
+def _flat(name: str, value: Any) -> list[list[str]]:
+    """Names and values, those of values inside values after theirs."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in _flat(f"{name}.{key}" if name else key, inner)]
+    return [[name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)]]
 
 
 def _lengths_note(source: SourceNumbers) -> str:
@@ -102,8 +110,12 @@ def _lengths_note(source: SourceNumbers) -> str:
 
 def _bars(what: str, histogram: Histogram) -> str:
     image = pictures.bars(histogram.edges, histogram.counts, what, log=what in BY_FACTOR)
-    said = f"mean {histogram.mean:.3g}, median {histogram.median:.3g}, largest {histogram.largest:.4g}"
+    said = f"mean {_said(histogram.mean)}, median {_said(histogram.median)}, largest {_said(histogram.largest)}"
     return card(words(what[0].upper() + what[1:]), picture(image, f"histogram of {what}"), words(said))
+
+
+def _said(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _players(samples: list[Sample], speak: Speak | None, rate_hz: int, sounds: int) -> dict[tuple[int, int], str]:
