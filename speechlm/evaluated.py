@@ -141,7 +141,7 @@ class ModelParts:
 
     def _codes_hash(self) -> str:
         if "speech_tokenizer" in self.folders:
-            return self.tokens.hash
+            return self.tokens.checked().hash
         role = "lm" if "lm" in self.folders else "text_to_token"
         vocab = (self.lm if role == "lm" else self.text_to_token.lm).vocab
         return vocab.speech_tokenizer or "as given"
@@ -161,8 +161,8 @@ class ModelParts:
         """The speech tokenizer."""
         folder = self._folder("speech_tokenizer")
         stage = released_stage(folder) if is_released(folder) else load_stage(folder)
-        if not isinstance(stage, SpeechTokenizer) or not stage.num_codes:
-            raise ValueError(f"{folder} is no speech tokenizer with a quantiser")
+        if not isinstance(stage, SpeechTokenizer):
+            raise ValueError(f"{folder} is no speech tokenizer")
         return RunTokenizer(stage, self.device)
 
     @cached_property
@@ -217,16 +217,31 @@ class ModelParts:
 
 
 class RunTokenizer:
-    """A speech tokenizer of a run; `hash` is that of its codes, `whole_hash` of its transcripts too."""
+    """A speech tokenizer of a run; `hash` is that of its codes, `whole_hash` of its transcripts too.
+
+    A run that has no quantiser yet only transcribes: what a tokenizer that starts from it is measured against.
+    """
 
     def __init__(self, stage: SpeechTokenizer, device: torch.device) -> None:
         self.stage, self.device = stage.to(device), device
         self.num_codes, self.token_rate_hz = stage.num_codes, float(stage.clock.token_rate_hz)
-        lower = WhisperTokens(stage.model.log_mel, copy.deepcopy(stage.model.encoder), stage.clock)
-        self.hash, self.whole_hash = lower.hash, fingerprint({}, stage.model.state_dict())
+        self.hash, self.whole_hash = "", fingerprint({}, stage.model.state_dict())
+        if self.num_codes:
+            self.hash = WhisperTokens(stage.model.log_mel, copy.deepcopy(stage.model.encoder), stage.clock).hash
+
+    def checked(self) -> "RunTokenizer":
+        """Itself, where it has codes to give.
+
+        Raises:
+            MissingPart: it has no quantiser.
+        """
+        if not self.num_codes:
+            raise MissingPart("it needs speech tokens, and the speech tokenizer has no quantiser")
+        return self
 
     def tokenize(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Codes of 16 kHz waveforms."""
+        self.checked()
         made: list[np.ndarray] = []
         for batch in _batches(audio):
             codes, lens = self.stage.tokenize(*self._padded(batch))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -13,7 +14,9 @@ from speechlm.engines.base import Sampling
 from speechlm.evals.items import write_items
 from speechlm.evals.language_model import EvaluatedLM, SpeakingLM
 from speechlm.evals.parts import MissingPart, Piece
-from speechlm.evaluated import Judges, ModelParts, roles_of
+from speechlm.evals.task import Place
+from speechlm.evals.tokenizer import TokenizerTask
+from speechlm.evaluated import Judges, ModelParts, RunTokenizer, roles_of
 from speechlm.nn.causal_lm import NewRows, extend_vocabulary
 from speechlm.nn.hf_export import save_hf
 from speechlm.tokens.vocab import Vocab
@@ -140,3 +143,25 @@ def test_the_same_weights_have_the_same_hash_and_other_sampling_another(exported
 
     assert hashed(0.0) == hashed(0.0) != hashed(0.5)
     assert isinstance(parts(lm=exported).lm, EvaluatedLM)
+
+
+def test_a_model_without_a_quantiser_is_measured_by_its_transcripts_and_gives_no_tokens(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    model = parts(speech_tokenizer=tokenizer)
+    stage = model.tokens.stage
+    stage.model.encoder.quantizer = None
+    bare = RunTokenizer(stage, torch.device("cpu"))
+    model.__dict__["tokens"] = bare
+    with pytest.raises(MissingPart, match="no quantiser"):
+        model.hash_of("codes")
+    with pytest.raises(MissingPart, match="no quantiser"):
+        bare.tokenize([np.zeros(16_000, np.float32)])
+    audio = sorted((ROOT / "assets" / "asterisk-en" / "audio").glob("*.ogg"))[:2]
+    items = [
+        {"id": p.stem, "speech": {"text": "a word", "audio": str(p)}, "language": "en", "speaker": p.stem}
+        for p in audio
+    ]
+    task = TokenizerTask("items", clip=False)
+    records = task.answer("answers", items, [], model, Place(tmp_path, tmp_path))
+    assert [metric.name for metric in task.score(items, records, tmp_path).metrics] == ["WER en"]

@@ -86,7 +86,7 @@ class LM(Protocol):
 
 
 class SpeechTokens(Protocol):
-    """A speech tokenizer."""
+    """A speech tokenizer; one without a quantiser has 0 codes and transcribes only."""
 
     num_codes: int
     token_rate_hz: float

@@ -53,7 +53,7 @@ class TokenizerTask(Task):
         """Codes and transcripts, and mean and spread of the log-mel for the probe."""
         audio, failed = each(items, lambda item: load_audio(item["speech"], place.items, RATE_HZ))
         waves = list(audio.values())
-        codes = parts.tokens.tokenize(waves)
+        codes = parts.tokens.tokenize(waves) if parts.tokens.num_codes else [np.zeros(0, np.int64)] * len(waves)
         texts = parts.tokens.transcribe(waves, [items[n].get("language", "") for n in audio])
         made = {
             n: {"text": text, "codes": [int(c) for c in own], "seconds": len(wave) / RATE_HZ, "mel": _mel_of(wave)}
@@ -74,7 +74,8 @@ class TokenizerTask(Task):
         metrics = error_metrics(references, hypotheses, languages, groups=groups)
         if self.clip:
             metrics += error_metrics(references, hypotheses, languages, groups=groups, clip=True)
-        metrics += _codebook(good) + (_speakers(good) if self.speakers else [])
+        if good[0][1]["num_codes"]:  # a model without a quantiser is measured by its transcripts alone
+            metrics += _codebook(good) + (_speakers(good) if self.speakers else [])
         examples = [_example(item, record, self.items) for item, record in first_by(good)]
         return Scored(metrics, examples, problems)
 
