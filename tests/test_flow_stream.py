@@ -21,11 +21,11 @@ def spoken(stream: MelStream, tokens: Tensor, *cuts: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("left_blocks", [0, 1, None])
-@pytest.mark.parametrize("guidance", [0.7, 0.0])
+@pytest.mark.parametrize(("guidance", "start"), [(0.7, 0.0), (0.0, 0.0), (0.7, 0.5)])
 @torch.no_grad()
-def test_a_causal_stream_is_the_whole_at_every_border(left_blocks: int | None, guidance: float):
+def test_a_causal_stream_is_the_whole_at_every_border(left_blocks: int | None, guidance: float, start: float):
     network, (tokens, _) = causal(left_blocks), tokens_of(57, 57)
-    sampling = Sampling(steps=3, guidance=guidance, temperature=0.8)
+    sampling = Sampling(steps=3, guidance=guidance, temperature=0.8, start=start)
     speakers = torch.randn(2, 6)
     whole = network.sample(tokens, torch.tensor([57, 57]), SEEDS, speakers, sampling=sampling).mel
     stream = CachedStream(network, SEEDS, speakers=speakers, sampling=sampling)

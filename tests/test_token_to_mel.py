@@ -176,6 +176,23 @@ def test_each_part_of_a_token_speaks_in_its_own_frames():
         ClockedTokens(1, parts=0)
 
 
+@torch.no_grad()
+def test_a_late_start_keeps_what_the_tokens_say():
+    network, (tokens, lens) = causal(), tokens_of(11)
+    mel_lens = CLOCK.frames_of_tokens(lens)
+    said = network.denormalised(network.frames(tokens, lens, mel_lens))
+
+    def away(**settings: float) -> float:
+        mel = network.sample(tokens, lens, torch.zeros(1, dtype=torch.long), sampling=Sampling(3, **settings)).mel
+        return float((mel - said).abs().mean())
+
+    assert away(start=0.999, temperature=0.0) < 0.01 < away(start=0.5) < away(start=0.0)
+    torch.testing.assert_close(Sampling(3, start=0.5).times(), 0.5 + Sampling(3).times() / 2)
+    for start in (1.0, -0.1):
+        with pytest.raises(ValueError, match=r"a start in \[0, 1\)"):
+            Sampling(start=start)
+
+
 def test_two_batches_are_put_behind_each_other_without_gaps():
     first, second = torch.tensor([[1, 2, -1], [3, 4, 5]]), torch.tensor([[6, -1], [7, 8]])
     tokens, lens = appended(first, torch.tensor([2, 3]), second, torch.tensor([1, 2]))

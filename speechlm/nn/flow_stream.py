@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from speechlm.nn.estimator import Conditions
-from speechlm.nn.flow import cosine_times, euler
+from speechlm.nn.flow import euler
 from speechlm.nn.hashed_noise import hashed_normal
 from speechlm.nn.token_encoder import EncoderState
 from speechlm.nn.token_to_mel import Prompt, Sampling, TokenToMel, doubled, told_and_not, undoubled
@@ -155,9 +155,8 @@ class CachedStream(MelStream):
         network, guidance = self.network, self.sampling.guidance
         first = self._frame(start)
         behind = first + z.shape[2]
-        conditions = told_and_not(
-            Conditions(self._mu(tokens, start, first, behind), self._speaker(), self._known(first, behind)), guidance
-        )
+        mu = self._mu(tokens, start, first, behind)
+        conditions = told_and_not(Conditions(mu, self._speaker(), self._known(first, behind)), guidance)
         blocks = network.blocks(first, behind)
 
         def velocity(x: Tensor, t: Tensor, step: int) -> Tensor:
@@ -165,7 +164,7 @@ class CachedStream(MelStream):
             v, self.steps[step] = network.estimator.extend(x, t, conditions, blocks, self.steps[step])
             return undoubled(v, guidance)
 
-        return network.denormalised(euler(velocity, z, cosine_times(self.sampling.steps, z.device)))
+        return network.denormalised(euler(velocity, self.sampling.set_out(z, mu), self.sampling.times(z.device)))
 
     def _mu(self, tokens: Tensor, start: int, first: int, behind: int) -> Tensor:
         """(B, M, F) what the tokens say of the frames from `first` to `behind`."""

@@ -54,15 +54,28 @@ class Sampling:
         steps: Euler steps, dense near the noise.
         guidance: w in (1 + w) v_c - w v_u; 0 takes half the time.
         temperature: the noise's standard deviation.
+        start: time at which the flow sets out, from noise and what the tokens say of a frame in that proportion; 0 is all noise.
+            For networks that were trained with a `prior`, which are half way there without a step.
     """
 
     steps: int = 10
     guidance: float = 0.7
     temperature: float = 1.0
+    start: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.guidance < 0 or self.temperature < 0:
-            raise ValueError(f"at least one step, and neither guidance nor temperature below 0, got {self}")
+        if self.steps < 1 or self.guidance < 0 or self.temperature < 0 or not 0 <= self.start < 1:
+            raise ValueError(
+                f"at least one step, neither guidance nor temperature below 0, and a start in [0, 1), got {self}"
+            )
+
+    def set_out(self, z: Tensor, mu: Tensor) -> Tensor:
+        """(B, M, F) noise and what tokens say of each frame -> where the flow begins."""
+        return z if self.start == 0 else (1 - self.start) * z + self.start * mu
+
+    def times(self, device: torch.device | None = None) -> Tensor:
+        """(steps + 1,) times of the Euler steps, from the start to 1."""
+        return self.start + (1 - self.start) * cosine_times(self.steps, device)
 
 
 class Mel(NamedTuple):
@@ -266,8 +279,8 @@ class TokenToMel(nn.Module):
         sampling: Sampling,
     ) -> Tensor:
         """(B, M, F) noise -> (B, M, F) log-mel, 0 behind (B,) `mel_lens` frames; `known` is what `known()` makes of a prompt."""
-        conditions = Conditions(self.frames(tokens, lens, mel_lens), self.speaker(speakers, len(z)), known)
-        conditions = told_and_not(conditions, sampling.guidance)
+        mu = self.frames(tokens, lens, mel_lens)
+        conditions = told_and_not(Conditions(mu, self.speaker(speakers, len(z)), known), sampling.guidance)
         full = bool((mel_lens == z.shape[2]).all())
         ends = None if full else doubled(mel_lens, sampling.guidance)
         blocks = self.blocks(0, z.shape[2])
@@ -276,7 +289,7 @@ class TokenToMel(nn.Module):
             x, t = doubled(x, sampling.guidance), t.expand(len(conditions.mu))
             return undoubled(self.estimator(x, t, conditions, ends, blocks), sampling.guidance)
 
-        mel = self.denormalised(euler(velocity, z, cosine_times(sampling.steps, z.device)))
+        mel = self.denormalised(euler(velocity, sampling.set_out(z, mu), sampling.times(z.device)))
         return mel * length_mask(mel_lens, z.shape[2])[:, None]
 
     def known(self, mel: Tensor, mel_lens: Tensor, width: int) -> Tensor:
