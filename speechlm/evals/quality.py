@@ -62,6 +62,8 @@ def load_quality(name: str, model: str = "", device: str = "cpu") -> Quality:
         version = importlib.metadata.version(package)
     except ImportError as error:
         raise MissingPart(f"quality {name} needs {package}: pip install 'speechlm[eval]' ({error})") from error
+    except OSError as error:  # a library for another version of torch, a model that is not there
+        raise MissingPart(f"quality {name} can not be loaded: {error}") from error
     return Quality(name, f"{package} {version} {weights}".strip(), reference, grader)
 
 

@@ -4,14 +4,16 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from speechlm.evals.items import Item
+from speechlm.evals.items import Item, Unusable
 from speechlm.evals.parts import MissingPart, Parts
-from speechlm.evals.task import Metric, Place, Record, Scored, Task, usable
+from speechlm.evals.task import Metric, Place, Record, Scored, Task, each, usable
+
+BOOTSTRAP = 100  # draws of what has no formula for its error; with 0 lm-eval gives no error at all
 
 
 class TextRetention(Task):
@@ -34,8 +36,9 @@ class TextRetention(Task):
         return "" if isinstance(item.get("task"), str) and item["task"] else "no task"
 
     def settings(self, phase: str) -> dict[str, Any]:
-        """The harness's version."""
-        return {"lm_eval": importlib.metadata.version("lm_eval") if importlib.util.find_spec("lm_eval") else ""}
+        """The harness's version, and that texts have no special tokens around them."""
+        version = importlib.metadata.version("lm_eval") if importlib.util.find_spec("lm_eval") else ""
+        return {"lm_eval": version, "special_tokens": False}
 
     def answer(self, phase: str, items: list[Item], before: list[Record], parts: Parts, place: Place) -> list[Record]:
         """What lm-eval finds.
@@ -49,23 +52,28 @@ class TextRetention(Task):
             tasks = importlib.import_module("lm_eval.tasks")
         except ImportError as error:
             raise MissingPart(f"text retention needs lm-eval: pip install 'speechlm[lm-eval]' ({error})") from error
-        model = models.HFLM(pretrained=parts.lm.plain_model, tokenizer=parts.lm.plain_tokenizer)  # type: ignore[attr-defined]
+        # as in the rows it was trained on: what a tokenizer puts around a text would also tear answers from their questions
+        model = models.HFLM(pretrained=parts.lm.plain_model, tokenizer=parts.lm.plain_tokenizer, add_bos_token=False)
         manager = tasks.TaskManager(include_path=self.include or None)
-        return [self._asked(item, lm_eval, model, manager) for item in items]
+        known = set(manager.all_tasks)
+        made, failed = each(items, lambda item: self._asked(item, lm_eval, model, manager, known))
+        return [made.get(n) or failed[n] for n in range(len(items))]
 
     def score(self, items: Sequence[Item], records: Sequence[Record], files: Path) -> Scored:
         """Its numbers, with 1.96 of its standard errors."""
         good, problems = usable(items, records)
         return Scored([metric for _, record in good for metric in _metrics(record)], problems=problems)
 
-    def _asked(self, item: Item, lm_eval: Any, model: Any, manager: Any) -> Record:
+    def _asked(self, item: Item, lm_eval: Any, model: Any, manager: Any, known: Set[str]) -> Record:
+        if item["task"] not in known:
+            raise Unusable("lm-eval has no such task", item["task"])
         found = lm_eval.simple_evaluate(
             model=model,
             tasks=[item["task"]],
             num_fewshot=item.get("shots"),
             limit=item.get("limit"),
             task_manager=manager,
-            bootstrap_iters=0,
+            bootstrap_iters=BOOTSTRAP,
             log_samples=False,
         )
         plain = json.loads(json.dumps(found["results"], default=str))
