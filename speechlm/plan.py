@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--config", action="append", required=True, help="of a stage, or of synthesis; several are added up"
     )
     parser.add_argument("--gpus", type=_machine, required=True, help="such as 64xH800")
+    parser.add_argument(
+        "--own_gpus", action="store_true", help="of that kind, but as many as the config's trainer names, where it does"
+    )
     parser.add_argument("--price", type=float, default=2.0, help="of a GPU-hour (default: 2)")
     parser.add_argument(
         "--efficiency",
@@ -54,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--calibrate", action="store_true", help="time 20 steps of a slice on this machine")
     parser.add_argument("--calibrate_rows", type=int, help="rows of those steps (default: the config's)")
+    parser.add_argument("--markdown", action="store_true", help="the stages and their GPU-hours as a table in Markdown")
     parser.add_argument("--json", metavar="FILE", help="write the numbers; - for the output, without the table")
     return parser
 
@@ -67,6 +72,7 @@ def plan_of(path: str, args: argparse.Namespace) -> tuple[Plan, Calibrated | Non
         return plan_synthesis(plain, args.gpus, args.synthesis_tokens_per_sec, f"synthesis {Path(path).stem}"), None
     with tempfile.TemporaryDirectory() as folder:
         config = _parsed(path, folder)
+    gpus = _own_gpus(config["trainer"], args.gpus) if args.own_gpus else args.gpus
     stage = _stage(config["model"]["class_path"])
     name = f"{stage.__name__} {Path(path).stem}"
     if issubclass(stage, SpeechLM):
@@ -74,19 +80,25 @@ def plan_of(path: str, args: argparse.Namespace) -> tuple[Plan, Calibrated | Non
         if args.calibrate:
             found = _calibrated(config, args)
             efficiency = _efficiency(config, args, found) or efficiency
-        return plan_language_model(config, args.gpus, efficiency, args.document_tokens, name), found
+        return plan_language_model(config, gpus, efficiency, args.document_tokens, name), found
     kinds = {SpeechTokenizer: "tokenizer", FlowDecoder: "flow", Vocoder: "vocoder"}
     kind = next((kind for known, kind in kinds.items() if issubclass(stage, known)), None)
     if kind is None:
         raise ValueError(
             f"{path}: no plan for {stage.__name__}; known are SpeechLM, {', '.join(s.__name__ for s in kinds)}"
         )
-    return plan_sound(config, args.gpus, args.efficiency, kind, name), None
+    return plan_sound(config, gpus, args.efficiency, kind, name), None
 
 
 def _parsed(path: str, folder: str) -> dict[str, Any]:
     """Every setting, as training would have it; nothing is built."""
     return build(["--config", path, "--runs_dir", folder], ParsedCLI).plain_config
+
+
+def _own_gpus(trainer: dict[str, Any], gpus: Machine) -> Machine:
+    """As many as a config's trainer names; all where it leaves that to the machine."""
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
+    return replace(gpus, gpus=devices * nodes) if isinstance(devices, int) and devices > 0 else gpus
 
 
 def _stage(class_path: str) -> type:
@@ -148,6 +160,16 @@ def table_of(plans: list[Plan], gpus: Machine, price: float) -> Table:
     return table
 
 
+def markdown_of(plans: list[Plan], configs: list[str], gpus: Machine) -> str:
+    """Stages, what they see and their GPU-hours, in lines."""
+    lines = ["| stage | config | sees | on | GPU-hours |", "|---|---|---|---|---|"]
+    for plan, config in zip(plans, configs, strict=True):
+        seen = f"{plan.units:.1e} tokens" if plan.unit == "tokens" else f"{plan.units / 3600:,.0f} hours of sound"
+        stage = plan.stage.split()[0]
+        lines.append(f"| {stage} | `{config}` | {seen} | {plan.gpus} {gpus.name} | {plan.gpu_hours:,.0f} |")
+    return "\n".join(lines)
+
+
 def show(plans: list[Plan], found: list[Calibrated | None], args: argparse.Namespace) -> None:
     """The table, the memory by part, and what the numbers rest on."""
     console = Console(width=None if sys.stdout.isatty() else 150)
@@ -184,7 +206,9 @@ def main(argv: list[str] | None = None) -> None:
             print(text)
         else:
             write_text_atomic(args.json, text + "\n")
-    if args.json != "-":
+    if args.markdown:
+        print(markdown_of(list(plans), args.config, args.gpus))
+    elif args.json != "-":
         show(list(plans), list(found), args)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from speechlm import plan
 from speechlm.planning import calibrate as calibration
+from speechlm.planning import sound
 from speechlm.planning.calibrate import calibrate
 from speechlm.planning.language_model import LMRun, cost_of
 from speechlm.planning.machines import machine
@@ -158,6 +162,39 @@ def test_whispers_attention_is_counted_with_its_products():
     assert cost.traced.attention_flops < cost.traced.flops == cost.useful
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_whispers_layers_are_traced_once_and_counted_all(again: bool):
+    shape = shape_of(str(ROOT / "assets/whisper-nano-en"))[0]
+    assert shape.encoder_layers != shape.decoder_layers
+    assert sound._whisper(shape, 2, True, again) == sound._traced_whisper(shape, 2, True, again)
+
+
+def test_known_models_are_planned_without_a_hub(monkeypatch: pytest.MonkeyPatch):
+    read = AutoConfig.from_pretrained
+
+    def asked(name: str) -> Any:
+        assert Path(name).is_dir(), f"the hub was asked for {name}"
+        return read(name)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("speechlm.planning.shapes.AutoConfig.from_pretrained", asked)
+    for config in sorted((ROOT / "configs").glob("*/*.yaml")):
+        for name in re.findall(r"^ +(?:lm|whisper): ([\w./-]+/[\w./-]+)", config.read_text(encoding="utf-8"), re.M):
+            if not name.startswith(("assets/", "runs/tour", "runs/closed_world", "models/spanish-asr")):
+                assert shape_of(name)[0].vocab_size > 49_000, (config, name)
+
+
 def test_a_model_that_nobody_knows_is_named():
     with pytest.raises(ValueError, match=r"no config.json of nobody/nothing"):
         shape_of("nobody/nothing")
+
+
+def test_the_table_of_the_readme_is_what_its_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"python -m speechlm\.plan (--gpus.*?)\n```\n\n(\|.*?)\n\n", text, re.S)
+    assert found is not None
+    plan.main(shlex.split(found[1].replace("\\\n", " ")))
+    assert capsys.readouterr().out.strip() == found[2]

@@ -1,5 +1,6 @@
 """Memory and operations of the stages that train on recordings: their networks are run on fake tensors and looked at."""
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,9 @@ def whisper_cost(settings: dict[str, Any], seconds: float, mixed: bool) -> Sound
     again = bool((settings.get("bottleneck") or {}).get("activation_checkpointing"))
     pieces = max(1, round(seconds / PIECE_SEC))
     scale = seconds / (pieces * PIECE_SEC)
-    found = [_whisper(shape, pieces, mixed, form) for form in (again, False)]
+    found = [_whisper(shape, pieces, mixed, form) for form in sorted({again, False}, reverse=True)]
     count = sum(p.numel() for p in _on_meta(shape).parameters())
-    return SoundCost(count, _scaled(found[0], scale), found[1].flops * scale, where)
+    return SoundCost(count, _scaled(found[0], scale), found[-1].flops * scale, where)
 
 
 def flow_cost(settings: dict[str, Any], clock: dict[str, Any], seconds: float, mixed: bool) -> SoundCost:
@@ -89,6 +90,22 @@ def built(settings: dict[str, Any]) -> nn.Module:
 
 
 def _whisper(shape: Any, pieces: int, mixed: bool, again: bool) -> Traced:
+    """Of all layers, from one and two on each side: every layer of a side costs the same."""
+    one, encoder, decoder = (
+        _traced_whisper(_shortened(shape, *layers), pieces, mixed, again) for layers in ((1, 1), (2, 1), (1, 2))
+    )
+    more = (shape.encoder_layers - 1, shape.decoder_layers - 1)
+    return Traced(*(a + more[0] * (b - a) + more[1] * (c - a) for a, b, c in zip(one, encoder, decoder, strict=True)))
+
+
+def _shortened(shape: Any, encoder_layers: int, decoder_layers: int) -> Any:
+    short = copy.deepcopy(shape)
+    short.encoder_layers, short.decoder_layers = encoder_layers, decoder_layers
+    short.num_hidden_layers = encoder_layers
+    return short
+
+
+def _traced_whisper(shape: Any, pieces: int, mixed: bool, again: bool) -> Traced:
     length = math.ceil(PIECE_SEC * TEXT_PER_SEC)
     with FakeTensorMode():
         model = WhisperForConditionalGeneration(shape).train()
