@@ -193,7 +193,7 @@ def main(args: list[str] | None = None) -> None:
     parser = build_parser()
     config = parser.parse_args(None if args is None else list(map(str, args)))
     try:
-        evaluate(parser.instantiate_classes(config))
+        evaluate(parser.instantiate(config))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -38,6 +38,12 @@ class FitCLI(LightningCLI):
 
     resume: runs.Checkpoint | None = None
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser; Lightning calls what jsonargparse names otherwise since 4.49."""
+        parser = super().init_parser(**kwargs)
+        cast(Any, parser).instantiate_classes = parser.instantiate
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The sections that Lightning does not have."""
         parser.add_argument("--name", type=RunName, required=True, help="name of the run; its folder is runs_dir/name")

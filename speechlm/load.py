@@ -41,7 +41,7 @@ def build_stage(config: dict[str, Any]) -> L.LightningModule:
     parser.add_subclass_arguments(L.LightningModule, "model")
     parser.link_arguments("clock", "model.init_args.clock")
     parsed = parser.parse_object({"clock": config["clock"], "model": config["model"]})
-    return parser.instantiate_classes(parsed).model
+    return parser.instantiate(parsed).model
 
 
 def load_vocoder(run: str, checkpoint: str | None = None) -> Generator:

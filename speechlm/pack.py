@@ -63,7 +63,7 @@ class PackCLI:
         with self._refusing("rank"):
             rank = find_rank(self.config.rank, self.config.world_size)
         with self._refusing("packing"):
-            built = self.parser.instantiate_classes(self.config)
+            built = self.parser.instantiate(self.config)
         jobs = self._jobs(built)
         mine = [
             (job, unit)

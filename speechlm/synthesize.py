@@ -72,7 +72,7 @@ class SynthesizeCLI:
         with self._refusing("rank"):
             rank = find_rank(self.config.rank, self.config.world_size)
         with self._refusing("interleave"):
-            built = self.parser.instantiate_classes(self.config)
+            built = self.parser.instantiate(self.config)
         jobs, vocab, tokenizer = self._jobs(built)
         writer = text_to_token_writer(built.interleave.template, vocab, tokenizer)
         target = Target(vocab.speech_offset, vocab.num_speech, writer.closing)

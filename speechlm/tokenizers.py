@@ -55,4 +55,4 @@ class Glm4VoiceTokens(WhisperTokens):
 
 def build_tokenizer(parser: ArgumentParser, config: Namespace) -> Tokenizer:
     """The object that the section `tokenizer` of a parsed configuration names."""
-    return parser.instantiate_classes(Namespace(tokenizer=config.tokenizer)).tokenizer
+    return parser.instantiate(Namespace(tokenizer=config.tokenizer)).tokenizer

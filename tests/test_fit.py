@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,14 @@ def test_a_run_folder_says_what_was_run_with_what_and_how_it_went(tmp_path: Path
         "step-00000004.ckpt",
     ]
     assert list(read_metrics(folder)["train/loss"]) == [0, 1, 2, 3]
+
+
+def test_nothing_that_the_parser_calls_old_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit.build(["--config", str(write_config(tmp_path))])
+    assert not [str(one.message) for one in said if "instantiate_classes" in str(one.message)]
 
 
 def test_the_written_config_starts_the_same_run(tmp_path: Path):

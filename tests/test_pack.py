@@ -355,7 +355,7 @@ def test_a_name_that_leaves_the_folder_is_refused(kit: Path, tmp_path: Path, cap
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "pack").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_a_config_parses(path: Path):
     config = pack.build_parser().parse_args(["--config", str(path)])
-    sources = pack.build_parser().instantiate_classes(config).sources
+    sources = pack.build_parser().instantiate(config).sources
     assert sources and all(source.kind in {*TEMPLATES, "chat"} for source in sources.values()) and config.out
 
 
