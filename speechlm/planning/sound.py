@@ -86,7 +86,7 @@ def built(settings: dict[str, Any]) -> nn.Module:
     """A module of a config: class and arguments."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=nn.Module)
-    return parser.instantiate_classes(parser.parse_object({"part": settings})).part
+    return parser.instantiate(parser.parse_object({"part": settings})).part
 
 
 def _whisper(shape: Any, pieces: int, mixed: bool, again: bool) -> Traced:
