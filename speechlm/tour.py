@@ -53,7 +53,7 @@ def main() -> None:
     out = args.out or Path("runs") / (f"{plan.name}_short" if args.short else plan.name)
     todo, record = Tour(plan, out, args.short).steps(), Record(out / "tour.json")
     run(todo, record, console)
-    page = write_page(out, todo, record)
+    page = write_page(out, plan, todo, record)
     console.print(
         f"\nthe tour took {(time.monotonic() - began) / 60:.1f} minutes; open [bold]{page}[/bold] in a browser"
     )

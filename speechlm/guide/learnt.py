@@ -32,8 +32,10 @@ def learnt(run: Path, name: str) -> Learnt:
 
 
 def measures(run: Path) -> list[str]:
-    """Names of the losses and error rates that a run has validated."""
+    """Names of the losses, error rates and distances in mel that a run has validated."""
     names: set[str] = set()
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        names |= {name for name in json.loads(line) if name.startswith("val/") and name.endswith(("/loss", "/wer"))}
+        names |= {
+            name for name in json.loads(line) if name.startswith("val/") and name.endswith(("/loss", "/wer", "/mel_l1"))
+        }
     return sorted(names)

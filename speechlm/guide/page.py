@@ -5,41 +5,52 @@ from pathlib import Path
 from speechlm.evals.pictures import curves
 from speechlm.evals.report_page import Page, card, code, picture, plain, words
 from speechlm.files import write_text_atomic
+from speechlm.guide import sounds
 from speechlm.guide.learnt import learnt, measures
+from speechlm.guide.plan import Plan
 from speechlm.guide.record import Record
 from speechlm.guide.samples import interleaved_samples
 from speechlm.guide.step import Step
 
-HONEST = (
-    "Ten minutes on two cores teach what ten minutes can: every loss falls, the tokens carry many of the words, and nothing here "
-    "speaks or understands as a model of thousands of hours does. The way is real: each step is the command that a cluster runs."
-)
 
-
-def write_page(out: Path, steps: list[Step], record: Record) -> Path:
+def write_page(out: Path, plan: Plan, steps: list[Step], record: Record) -> Path:
     """Put `report.html` into the tour's folder.
 
     Args:
         out: the folder.
+        plan: of the tour.
         steps: of the tour.
         record: what each took.
 
     Returns:
         Where it is.
     """
-    made = Page("From a recording to a model that speaks: the tour", HONEST)
+    made = Page("From a recording to a model that speaks: the tour", plan.lead)
     minutes = sum(record.seconds.get(step.command, 0.0) for step in steps) / 60
     made.heading("What was done", f"{len(steps)} commands, {minutes:.1f} minutes in all.")
     made.table(
-        ["step", "seconds", "learnt"],
+        ["step", "seconds", "held out: at first, at last"],
         [[s.title, f"{record.seconds.get(s.command, 0):.0f}", gain(out, s)] for s in steps],
     )
-    made.heading("Learning", "On what was held out.")
+    made.heading("Learning", "On what was held out. Step 0 is before anything was learnt here.")
     made.cards([card(picture(png, run), words(run)) for run, png in _curves(out, steps)])
+    made.heading("Recordings", "As they are, and as decoder and vocoder say their tokens.")
+    made.cards(sounds.recordings(plan, out))
+    made.heading("Texts that were spoken", "By the text-to-token model, which has seen these texts in training.")
+    made.cards(sounds.spoken_texts(out))
+    made.heading(
+        "Questions and answers", "Recorded questions; the reply's text and sound come in turns from one model."
+    )
+    made.cards(sounds.answers(plan, out))
+    made.heading(
+        "Measured", "A small recogniser listens, which itself gets every second word of an unheard prompt wrong."
+    )
+    made.table(["task", "measure", "value", "95 % interval", "items"], sounds.measured(out))
     made.heading(
         "Interleaved documents", "Text in turns with the tokens of what comes next; numbers are speech tokens."
     )
-    made.cards([card(plain(text)) for text in interleaved_samples(out / "interleaved" / "heldout")], grid=False)
+    samples = interleaved_samples(out / "interleaved" / "heldout", plan.text_tokenizer)
+    made.cards([card(plain(text)) for text in samples], grid=False)
     made.heading("The same by hand, and at scale")
     shown = [(s.title, s.command, f"at scale: {s.at_scale}" if s.at_scale else "") for s in steps]
     made.cards([card(words(title), code(here), words(scale)) for title, here, scale in shown], grid=False)

@@ -1,32 +1,20 @@
 """A way through all stages, in order: each by its own verb and config."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from speechlm import export, fit, pack, synthesize, tokenize, tokenizer_report
-from speechlm.guide.plan import Plan
+from speechlm import chat, evaluate, prepare_eval, resynthesize, synthesize, tokenize, tokenizer_report
+from speechlm.guide.making import Making, fresh, noted
+from speechlm.guide.plan import PARTS
 from speechlm.guide.step import Step
 
-PARTS = ("train", "heldout")
-SHORT_STEPS = 4  # of every training but the tokenizer's, whose codebook is there after 20
-SHORT_TOKENIZER_STEPS = 30
-SHORT_TEXTS = 8
 MIXTURE = {"text": 0.3, "speech": 0.1, "asr": 0.05, "tts": 0.05, "interleaved": 0.5}
 PLAIN = {"text": 0.3, "speech": 0.5, "asr": 0.1, "tts": 0.1}  # the same budget without interleaved documents
+SHORT_ITEMS = "2"  # of every evaluation
 
 
-class Tour:
-    """Commands whose files lie in one folder.
-
-    Args:
-        plan: corpora and configs.
-        out: the folder.
-        short: a few steps of everything, to see that it works.
-    """
-
-    def __init__(self, plan: Plan, out: Path, short: bool = False) -> None:
-        self.plan, self.out, self.short = plan, out, short
+class Tour(Making):
+    """The steps of a plan."""
 
     def steps(self) -> list[Step]:
         """All of them, in order."""
@@ -34,6 +22,9 @@ class Tour:
             *self.speech_becomes_tokens(),
             *self.text_becomes_tokens(),
             *self.a_language_of_both(),
+            *self.the_language_answers(),
+            *self.tokens_become_sound(),
+            *self.it_is_talked_to(),
         ]
 
     def speech_becomes_tokens(self) -> list[Step]:
@@ -70,12 +61,6 @@ class Tour:
 
     def text_becomes_tokens(self) -> list[Step]:
         """Pairs in rows, a text-to-token model of them, and interleaved documents made with it."""
-        model = str(self.out / "models" / "text_to_token")
-        exported = ["--run", str(self.out / "text_to_token"), "--out", model, "--dtype", "float32"]
-        made = ["--model", model, "--out", str(self.out / "interleaved")]
-        if self.short:  # the model does not know yet when to stop
-            few = {part: {"paths": [path], "max_documents": SHORT_TEXTS} for part, path in self.plan.texts.items()}
-            made += ["--sources", json.dumps(few), "--interleave.tries", "1"]
         return [
             *(self.rows(part, ("speech", "asr", "tts"), "Recordings and transcripts become rows") for part in PARTS),
             self.fit(
@@ -86,19 +71,10 @@ class Tour:
                 self.data({"tts": 1.0}, {"pairs": "tts"}),
                 at_scale="python -m speechlm.submit --config configs/text_to_token/qwen2.5_1.5b.yaml --nodes 2",
             ),
-            Step(
-                "The model as a folder that others read",
-                "speechlm.export",
-                tuple(exported),
-                fresh(export.main, Path(model)),
+            self.export(
+                "The model as a folder that others read", "text_to_token", "text_to_token", "--dtype", "float32"
             ),
-            Step(
-                "Texts become interleaved documents",
-                "speechlm.synthesize",
-                ("--config", self.plan.synthesize, *made),
-                synthesize.main,
-                "sbatch --array=0-15 slurm/synthesize.sbatch configs/synthesize/fineweb_edu.yaml",
-            ),
+            self.synthesize(self.plan.synthesize, "interleaved", self.plan.texts, synthesize.main),
             *(self.rows(part, ("text", "interleaved"), "Texts become rows") for part in PARTS),
         ]
 
@@ -126,67 +102,105 @@ class Tour:
             ),
         ]
 
-    # -- what several steps are made of ---------------------------------------------------------------------------------
-
-    def fit(self, title: str, name: str, config: str, learnt: str, more: list[str], at_scale: str = "") -> Step:
-        """A training."""
-        few = str(SHORT_TOKENIZER_STEPS if name == "tokenizer" else SHORT_STEPS)
-        less = ["--trainer.max_steps", few, "--trainer.val_check_interval", few] if self.short else []
-        hours = self.plan.hours.get(name)
-        timed = ["--trainer.max_time", max_time(hours)] if hours else []
-        words = ("--config", config, "--name", name, "--runs_dir", str(self.out), *more, *less, *timed)
-        return Step(title, "speechlm.fit", words, fit.main, at_scale, name, learnt)
-
-    def rows(self, part: str, kinds: tuple[str, ...], title: str) -> Step:
-        """Rows of some kinds; every kind has a folder of its own."""
-        paths = {
-            "text": self.plan.texts[part],
-            "interleaved": str(self.out / "interleaved" / part),
-            **dict.fromkeys(("speech", "asr", "tts"), str(self.out / f"tokens_{part}")),
-        }
-        sources = {kind: {"kind": kind, "paths": [paths[kind]], "language": self.plan.language} for kind in kinds}
-        words = [
-            "--text_tokenizer", self.plan.text_tokenizer, "--packing.row_len", str(self.plan.row_len),
-            "--sources", json.dumps(sources), "--out", str(self.folder(part)),
-        ]  # fmt: skip
-        first = self.folder("train") / "vocab.json"
-        if "text" in kinds or part != "train":
-            words += ["--vocab", str(first)]
-        scale = "srun python -m speechlm.pack --config configs/pack/paper.yaml"
-        return Step(f"{title}: {part}", "speechlm.pack", tuple(words), pack.main, scale)
-
-    def data(self, weights: dict[str, float], val: dict[str, str]) -> list[str]:
-        """Arguments of a training over rows."""
-        train, heldout = self.folder("train"), self.folder("heldout")
-        sources = [
-            {"path": str(train / kind), "weight": weight, "language": self.plan.language}
-            for kind, weight in weights.items()
-        ]
-        sets = {name: str(heldout / kind) for name, kind in val.items()}
+    def the_language_answers(self) -> list[Step]:
+        """Spoken dialogues of text chats, and the language model tuned on them."""
+        scale = "python -m speechlm.submit --config configs/speech_lm/chat.yaml --nodes 1"
+        more = ["--model.init_args.lm", str(self.model("speech_lm")), *self.data({"chat": 1.0}, {"chat": "chat"})]
         return [
-            "--model.init_args.vocab", str(train / "vocab.json"),
-            "--data.init_args.train", json.dumps(sources), "--data.init_args.val", json.dumps(sets),
+            self.export(
+                "The language model as a folder that others read", "speech_lm", "speech_lm", "--dtype", "float32"
+            ),
+            self.synthesize(self.plan.synthesize_chat, "dialogues", self.plan.chats, synthesize.main),
+            *(self.rows(part, ("chat",), "Dialogues become rows") for part in PARTS),
+            self.fit(
+                "The model learns to answer, in text and speech by turns",
+                "chat",
+                self.plan.chat,
+                "val/chat/loss",
+                more,
+                scale,
+            ),
+        ]
+
+    def tokens_become_sound(self) -> list[Step]:
+        """The tokenizer's codebook, a decoder of its codes to mel, a vocoder, and recordings through all of them."""
+        tokens = {part: {"path": str(self.out / f"tokens_{part}"), "language": self.plan.language} for part in PARTS}
+        codebook = self.model("codebook") / "codebook.safetensors"
+        data = [
+            "--data.init_args.train", json.dumps([tokens["train"]]),
+            "--data.init_args.val", json.dumps({"heldout": tokens["heldout"]}),
         ]  # fmt: skip
+        return [
+            self.export("The vectors of the codes", "tokenizer", "codebook", "--format", "codebook"),
+            self.fit(
+                "Tokens become mel: the flow decoder learns the codes of this tokenizer",
+                "flow_decoder",
+                self.plan.flow_decoder,
+                "val/heldout/mel_l1",
+                ["--model.init_args.codebook", str(codebook), *data],
+                "python -m speechlm.submit --config configs/flow_decoder/paper.yaml --nodes 1",
+            ),
+            self.fit(
+                "Mel becomes sound: the vocoder learns the voice",
+                "vocoder",
+                self.plan.vocoder,
+                "val/heldout/mel_l1",
+                data,
+                "python -m speechlm.submit --config configs/vocoder/paper.yaml --nodes 1",
+            ),
+            *(self.heard_again(name, path) for name, path in self.plan.recordings.items()),
+        ]
 
-    def folder(self, part: str) -> Path:
-        """Where the rows of a set are."""
-        return self.out / f"rows_{part}"
+    def heard_again(self, name: str, path: str) -> Step:
+        """A recording through tokens and back."""
+        words = [
+            path, str(self.out / "sounds" / f"{name}.flac"), "--tokenizer", str(self.out / "tokenizer"),
+            "--decoder", str(self.out / "flow_decoder"), "--vocoder", str(self.out / "vocoder"),
+        ]  # fmt: skip
+        return Step(
+            f"A recording through tokens and back: {name}", "speechlm.resynthesize", tuple(words), resynthesize.main
+        )
 
+    def it_is_talked_to(self) -> list[Step]:
+        """All parts in one folder, spoken answers to recorded questions, and an evaluation of everything."""
+        voice = self.model("voice")
+        bundled = [
+            "bundle", "--out", str(voice), "--lm", str(self.out / "chat"), "--tokenizer", str(self.out / "tokenizer"),
+            "--decoder", str(self.out / "flow_decoder"), "--vocoder", str(self.out / "vocoder"),
+            "--template", "plain", "--dtype", "float32", "--max_length", str(self.plan.row_len),
+        ]  # fmt: skip
+        return [
+            Step("All parts in one folder", "speechlm.chat", tuple(bundled), fresh(chat.main, voice)),
+            *(self.answer(name, path, voice) for name, path in self.plan.questions.items()),
+            *(self.items_of(part) for part in PARTS),
+            self.evaluation(),
+        ]
 
-def max_time(hours: float) -> str:
-    """As Lightning writes it: days, hours, minutes, seconds."""
-    seconds = round(hours * 3600)
-    return f"{seconds // 86400:02d}:{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    def answer(self, name: str, question: str, voice: Path) -> Step:
+        """A recorded question, a spoken answer."""
+        sound = self.out / "sounds" / f"answer_{name}.wav"
+        words = ["file", question, str(sound), "--model", str(voice)]
+        if self.short:
+            words += ["--max_new", "60"]  # it does not know yet when to stop
+        scale = "python -m speechlm.chat serve --model models/demo --device cuda"
+        main = noted(chat.main, sound.with_suffix(".txt"))
+        return Step(f"A spoken answer: {name}", "speechlm.chat", tuple(words), main, scale)
 
+    def items_of(self, part: str) -> Step:
+        """A set of recordings as an evaluation set."""
+        words = ("recordings", "--cuts", self.plan.cuts[part], "--out", str(self.out / "eval" / f"{part}.jsonl"))
+        return Step(f"What is asked of the model: {part}", "speechlm.prepare_eval", words, prepare_eval.main)
 
-def fresh(main: Callable[[list[str]], object], made: Path) -> Callable[[list[str]], object]:
-    """A command that refuses to write where something is, run where that is what an interrupted one left."""
-
-    def call(words: list[str]) -> object:
-        if made.is_dir():
-            for file in made.iterdir():
-                file.unlink()
-            made.rmdir()
-        return main(words)
-
-    return call
+    def evaluation(self) -> Step:
+        """Every part by the plan's suite."""
+        words = [
+            "--config", self.plan.evaluate, "--out", str(self.out / "evaluation"), "--model",
+            f"speech_tokenizer={self.out / 'tokenizer'}", f"text_to_token={self.model('text_to_token')}",
+            f"lm={self.out / 'chat'}", f"flow_decoder={self.out / 'flow_decoder'}", f"vocoder={self.out / 'vocoder'}",
+        ]  # fmt: skip
+        for task, part in self.plan.tasks.items():
+            asked = [f"--tasks.{task}.init_args.items", str(self.out / "eval" / f"{part}.jsonl")]
+            few = [f"--tasks.{task}.init_args.limit", SHORT_ITEMS]
+            words += (asked if part else []) + (few if self.short else [])
+        scale = "python -m speechlm.evaluate --config configs/evaluate/paper.yaml --model runs/tokenizer runs/lm …"
+        return Step("Everything is measured", "speechlm.evaluate", tuple(words), evaluate.main, scale)
