@@ -47,7 +47,9 @@ def words_of_srun(path: Path, tmp_path: Path, **variables: str) -> list[list[str
     """What a script gives to `srun`, with a shell between them."""
     bin_folder, out = tmp_path / "bin", tmp_path / "words"
     bin_folder.mkdir(exist_ok=True)
-    (bin_folder / "srun").write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >> '{out}'\nprintf '\\n\\0' >> '{out}'\nenv > '{tmp_path}/env'\n")
+    (bin_folder / "srun").write_text(
+        f"#!/bin/sh\nprintf '%s\\0' \"$@\" >> '{out}'\nprintf '\\n\\0' >> '{out}'\nenv > '{tmp_path}/env'\n"
+    )
     (bin_folder / "srun").chmod(0o755)
     slurm = {
         "SLURM_JOB_ID": "7",

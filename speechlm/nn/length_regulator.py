@@ -86,7 +86,7 @@ class ClockedTokens(LengthRegulator):
         return made * length_mask(mel_lens, width)[:, None]
 
     def spread(self, x: Tensor, frames: Tensor, clock: Clock, start: int = 0) -> Tensor:
-        """(B, T, P * M) tokens from number `start` on, and (F,) frames -> (B, M, F): the part that is spoken in each one's middle."""
+        """(B, T, P * M) tokens from number `start` on, (F,) frames -> (B, M, F): the part spoken in each one's middle."""
         index = ((clock.token_of_frame(frames) - start) * self.parts + clock.part_of_frame(frames, self.parts)).expand(
             len(x), -1
         )
