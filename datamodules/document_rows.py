@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class DocumentScribe:
         vocab: of the ids.
         tokenizer: of text.
         row_len: longer pairs are not used.
+        reader: reads the text of interleaved documents, which another text tokenizer made; None where it is `tokenizer`.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class DocumentScribe:
         vocab: Vocab,
         tokenizer: TextTokenizer,
         row_len: int,
+        reader: TextTokenizer | None = None,
     ) -> None:
-        self.kind, self.fields, self.tokenizer, self.row_len = kind, fields, tokenizer, row_len
+        self.kind, self.fields, self.tokenizer, self.row_len, self.reader = kind, fields, tokenizer, row_len, reader
         self.writer = Writer(
             kind,
             template,
@@ -71,7 +74,8 @@ class DocumentScribe:
 
     def read(self, path: Path) -> Iterator[Raw]:
         """See `Scribe.read`."""
-        return read_documents(path, self.kind, *self.fields)
+        documents = read_documents(path, self.kind, *self.fields)
+        return documents if self.reader is None else (as_text(document, self.reader) for document in documents)
 
     def encoded(self, documents: list[Raw]) -> list[Texts]:
         """See `Scribe.encoded`."""
@@ -102,6 +106,24 @@ class DocumentScribe:
         if self.kind in ("asr", "tts") and len(written.ids) > self.row_len:
             raise Unusable("pair longer than a row", f"{len(written.ids)} ids")
         return written
+
+
+def as_text(document: Raw, reader: TextTokenizer) -> Raw:
+    """An interleaved document with strings for ids of text; a problem where what they say is not certain."""
+    is_ids = [kind == "text" and not isinstance(value, str) for kind, value in document.parts]
+    ids = [value for (_, value), wanted in zip(document.parts, is_ids, strict=True) if wanted]
+    try:
+        texts = reader.decode(ids)
+        again = reader.encode(texts)
+    except ValueError as error:
+        return replace(document, parts=[], problem="unreadable text", detail=str(error))
+    if any(not np.array_equal(one, other) for one, other in zip(again, ids, strict=True)):
+        return replace(document, parts=[], problem="unreadable text", detail="its ids are not those of what they say")
+    left = iter(texts)
+    parts = [
+        (kind, next(left) if wanted else value) for (kind, value), wanted in zip(document.parts, is_ids, strict=True)
+    ]
+    return replace(document, parts=parts)
 
 
 def encode_all(tokenizer: TextTokenizer, texts: Sequence[Sequence[str]]) -> list[Texts]:

@@ -12,7 +12,7 @@ from datamodules.chat_rows import ChatForm, ChatScribe
 from datamodules.dialogues import dialogue_files
 from datamodules.document_rows import DocumentScribe, Scribe
 from datamodules.documents import Unusable, files_of
-from datamodules.interleaved import read_making
+from datamodules.interleaved import Making, read_making
 from datamodules.sealed import read_sealed, seal_of, write_sealed
 from datamodules.token_folder import TokenFolder
 from speechlm.conservation import Account
@@ -47,6 +47,8 @@ class PackSource:
         id_field: name of the document's id there.
         token_rate_hz: speech tokens per second, where the files themselves do not say.
         chat: how dialogues are written.
+        text_tokenizer: of interleaved documents whose text another tokenizer made than the rows': its name or folder. They are
+            read with it and encoded anew; "" where it is the same.
     """
 
     paths: list[str]
@@ -58,6 +60,7 @@ class PackSource:
     id_field: str = "id"
     token_rate_hz: float | None = None
     chat: ChatForm = ChatForm()  # noqa: RUF009 - frozen
+    text_tokenizer: str = ""
 
     def files(self) -> list[Path]:
         """All of its files, in order.
@@ -67,6 +70,18 @@ class PackSource:
             ValueError: a folder has no file of the kind.
         """
         return dialogue_files(self.paths) if self.kind == "chat" else files_of(self.paths, self.kind)
+
+    def reader(self) -> TextTokenizer | None:
+        """What reads text that is there as ids of another tokenizer than the rows'.
+
+        Raises:
+            ValueError: the source is of a kind that has no ids of text, or names no tokenizer.
+        """
+        if not self.text_tokenizer:
+            return None
+        if self.kind != "interleaved":
+            raise ValueError(f"text_tokenizer is for interleaved documents, this source is of kind {self.kind}")
+        return TextTokenizer(self.text_tokenizer)
 
 
 @dataclass(frozen=True)
@@ -206,6 +221,8 @@ class PackJob:
         else:
             source["template"] = asdict(self.source.template or TEMPLATES[self.source.kind])
             del source["chat"]
+        if not self.source.text_tokenizer:
+            del source["text_tokenizer"]
         settings = {name: value for name, value in asdict(self.settings).items() if "skip" not in name}
         return {
             "schema": SCHEMA,
@@ -236,7 +253,14 @@ class PackJob:
             return ChatScribe(source.chat, self.vocab, self.tokenizer, row_len)
         fields = (source.text_field, source.id_field)
         return DocumentScribe(
-            source.kind, source.template, source.boundaries, fields, self.vocab, self.tokenizer, row_len
+            source.kind,
+            source.template,
+            source.boundaries,
+            fields,
+            self.vocab,
+            self.tokenizer,
+            row_len,
+            source.reader(),
         )
 
     def _written(self, file: Path, skips: "Skipped") -> Iterator[Written]:
@@ -316,14 +340,14 @@ def token_rate(source: PackSource, files: list[Path], vocab: Vocab) -> float | N
     Raises:
         ValueError: the tokens are of other tokenizers, or their rates differ.
     """
-    rates = {source.token_rate_hz} - {None}
+    rates, reader = {source.token_rate_hz} - {None}, source.reader()
     for folder in {f.path: f for f in map(TokenFolder.find, {Path(path) for path in source.paths}) if f}.values():
         folder.require(vocab)
         rates.add(folder.header.clock.token_rate_hz)
     for file in files:
         if file.name.endswith(".safetensors"):
             making = read_making(file)
-            _require(file, vocab, making.text_tokenizer, making.speech_tokenizer)
+            _require(file, reader.fingerprint if reader else vocab.text_tokenizer, vocab.speech_tokenizer, making)
             rates.add(making.token_rate_hz)
     if len(rates) > 1:
         raise ValueError(
@@ -332,13 +356,14 @@ def token_rate(source: PackSource, files: list[Path], vocab: Vocab) -> float | N
     return next(iter(rates), None)
 
 
-def _require(file: Path, vocab: Vocab, text_tokenizer: str, speech_tokenizer: str) -> None:
-    pairs = [("text", text_tokenizer, vocab.text_tokenizer), ("speech", speech_tokenizer, vocab.speech_tokenizer)]
-    for what, made, wanted in pairs:
+def _require(file: Path, text_tokenizer: str, speech_tokenizer: str, making: Making) -> None:
+    pairs = [
+        ("text", making.text_tokenizer, text_tokenizer, "name the one that made it as the source's `text_tokenizer`"),
+        ("speech", making.speech_tokenizer, speech_tokenizer, "make it again"),
+    ]
+    for what, made, wanted, advice in pairs:
         if made and wanted and made != wanted:
-            raise ValueError(
-                f"{file} was made with the {what} tokenizer {made}, the vocabulary is of {wanted}; make it again"
-            )
+            raise ValueError(f"{file} was made with the {what} tokenizer {made}, expected {wanted}; {advice}")
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -65,6 +65,17 @@ class TextTokenizer:
                 raise ValueError(f"a text gives the special token {int(one[special][0])}: {text[:80]!r}")
         return made
 
+    def decode(self, ids: Sequence[np.ndarray]) -> list[str]:
+        """(L,) ids each to texts, special tokens by their names.
+
+        Raises:
+            ValueError: an id is outside the tokenizer.
+        """
+        for one in ids:
+            if len(one) and not 0 <= int(one.min()) <= int(one.max()) < self.size:
+                raise ValueError(f"ids lie in [0, {self.size}), got {int(one.min())} to {int(one.max())}")
+        return self.backend.decode_batch([one.tolist() for one in ids], skip_special_tokens=False)
+
     def _cut(self, text: str) -> list[str]:
         """The text in pieces, none of which has a special token's name in it."""
         if not self.specials:

@@ -1,5 +1,6 @@
 """From corpora to rows: every document in a row or counted by reason, the same bytes whoever makes them."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -159,6 +160,57 @@ def test_interleaved_documents_keep_their_turns(kit: Path, unbroken: Path):
         assert predicted == (False, *[True] * (len(ids) - 1))
     speech = sorted(sum(i >= vocab.speech_offset for i in ids) for ids, _ in found)
     assert speech == list(range(1, 21))
+
+
+def test_interleaved_text_of_another_tokenizer_is_read_and_encoded_anew(kit: Path, unbroken: Path, tmp_path: Path):
+    make_tokenizer(tmp_path / "other", ["aa bb", "cc dd ee"], vocab_size=280)
+    other = TextTokenizer(tmp_path / "other")
+    source = {"kind": "interleaved", "paths": [str(kit / "interleaved")], "text_tokenizer": str(kit / "tokenizer")}
+    path = config(kit, tmp_path, text_tokenizer=str(tmp_path / "other"), sources={"interleaved": source}, num_speech=64)
+    pack.main(["--config", str(path)])
+    vocabs = [Vocab.load(folder / "vocab.json") for folder in (unbroken, tmp_path / "out")]
+    first, again = (
+        sorted(said(ids, vocab, tokenizer) for ids, _ in documents(folder / "interleaved"))
+        for folder, vocab, tokenizer in zip(
+            (unbroken, tmp_path / "out"), vocabs, (TextTokenizer(kit / "tokenizer"), other), strict=True
+        )
+    )
+    assert first == again and len(again) == 20
+    assert documents(unbroken / "interleaved") != documents(tmp_path / "out" / "interleaved")
+
+
+def test_ids_that_no_text_has_are_left_out_by_name(kit: Path, tmp_path: Path):
+    tokenizer = TextTokenizer(kit / "tokenizer")
+    apart = np.concatenate(tokenizer.encode(["t", "h", "e"]))  # of a word that has an id of its own
+    assert len(tokenizer.encode(["the"])[0]) < 3
+    parts = [("text", tokenizer.encode(["the"])[0]), ("speech", np.arange(3))]
+    making = Making(tokenizer.fingerprint, "", 12.5)
+    documents_ = [Interleaved(f"d{i}", parts if i else [("text", apart), *parts[1:]]) for i in range(40)]
+    write_interleaved(tmp_path / "shards" / "0.safetensors", documents_, making)
+    make_tokenizer(tmp_path / "other", ["aa bb"], vocab_size=280)
+    source = {"kind": "interleaved", "paths": [str(tmp_path / "shards")], "text_tokenizer": str(kit / "tokenizer")}
+    path = config(kit, tmp_path, text_tokenizer=str(tmp_path / "other"), sources={"parts": source}, num_speech=16)
+    pack.main(["--config", str(path)])
+    assert RowFolder(tmp_path / "out" / "parts").index["counts"]["skipped"] == {"unreadable text": 1}
+
+
+def test_a_reader_of_what_has_no_ids_of_text_is_refused(kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = {"kind": "text", "paths": [str(kit / "text")], "text_tokenizer": str(kit / "tokenizer")}
+    said_ = refusal(capsys, config(kit, tmp_path, sources={"text": source}, num_speech=64))
+    assert "text_tokenizer is for interleaved documents, this source is of kind text" in said_
+
+
+def said(ids: tuple[int, ...], vocab: Vocab, tokenizer: TextTokenizer) -> tuple[str, ...]:
+    """Text, names and codes of a document."""
+    kinds = ["text" if i < vocab.num_text else "code" if i >= vocab.speech_offset else "control" for i in ids]
+    parts: list[str] = []
+    for kind, group in itertools.groupby(zip(kinds, ids, strict=True), key=lambda pair: pair[0]):
+        found = np.array([i for _, i in group])
+        if kind == "text":
+            parts += tokenizer.decode([found])
+        else:
+            parts.append(str((found - (vocab.speech_offset if kind == "code" else vocab.num_text)).tolist()))
+    return tuple(parts)
 
 
 def test_ids_and_documents_are_conserved_and_counted(kit: Path, unbroken: Path):
