@@ -16,6 +16,7 @@ from speechlm.guide.plan import load_plan
 from speechlm.guide.record import Record
 from speechlm.guide.step import Step
 from speechlm.guide.steps import Tour
+from speechlm.hidden_secrets import hide_secrets
 
 PLAN = "configs/tour/plan.yaml"
 
@@ -35,6 +36,7 @@ def run(todo: list[Step], record: Record, console: Console) -> None:
 
 def main() -> None:
     """Run every step and say what each took."""
+    hide_secrets()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--plan", default=PLAN, help="corpora and configs; configs/mini/plan.yaml is for one GPU and one day"

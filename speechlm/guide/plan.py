@@ -84,7 +84,7 @@ def load_plan(path: str | Path) -> Plan:
     try:
         indented = "".join(f"  {line}\n" for line in text.splitlines())
         parsed = parser.parse_string(f"plan:\n{indented}")
-        plan = parser.instantiate_classes(parsed).plan
+        plan = parser.instantiate(parsed).plan
     except Exception as error:  # jsonargparse raises what its readers do
         raise ValueError(f"{path}: {error}") from error
     assert isinstance(plan, Plan)
