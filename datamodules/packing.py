@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -71,6 +72,7 @@ class PackSource:
         """
         return dialogue_files(self.paths) if self.kind == "chat" else files_of(self.paths, self.kind)
 
+    @cached_property
     def reader(self) -> TextTokenizer | None:
         """What reads text that is there as ids of another tokenizer than the rows'.
 
@@ -260,7 +262,7 @@ class PackJob:
             self.vocab,
             self.tokenizer,
             row_len,
-            source.reader(),
+            source.reader,
         )
 
     def _written(self, file: Path, skips: "Skipped") -> Iterator[Written]:
@@ -340,7 +342,7 @@ def token_rate(source: PackSource, files: list[Path], vocab: Vocab) -> float | N
     Raises:
         ValueError: the tokens are of other tokenizers, or their rates differ.
     """
-    rates, reader = {source.token_rate_hz} - {None}, source.reader()
+    rates, reader = {source.token_rate_hz} - {None}, source.reader
     for folder in {f.path: f for f in map(TokenFolder.find, {Path(path) for path in source.paths}) if f}.values():
         folder.require(vocab)
         rates.add(folder.header.clock.token_rate_hz)
