@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.documents import lines_of
+from datamodules.documents import placed_lines
 from speechlm.spoken_text import speakable
 from speechlm.tokens.chat_templates import Role
 
@@ -83,10 +83,7 @@ def read_chats(path: Path, id_field: str = "id") -> Iterator[Chat]:
     Raises:
         ValueError: the file is cut short or damaged.
     """
-    for number, line in enumerate(lines_of(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+    for where, line in placed_lines(path):
         try:
             fields = json.loads(line)
             yield Chat(str(fields.get(id_field, where)), list(_turns(fields)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.documents import lines_of
+from datamodules.documents import placed_lines
 from speechlm.tokens.chat_templates import ROLES, Role
 
 DIALOGUE_FILES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -80,10 +80,7 @@ def read_dialogues(path: Path) -> Iterator[Dialogue]:
     Raises:
         ValueError: the file itself is cut short or damaged.
     """
-    for number, line in enumerate(lines_of(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+    for where, line in placed_lines(path):
         try:
             fields = json.loads(line)
             turns = [_said(one) for one in fields.pop("turns")]

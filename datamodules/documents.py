@@ -118,10 +118,7 @@ def _cuts(path: Path) -> Iterator[Raw]:
 
 
 def _json_lines(path: Path, kind: Kind, text_field: str, id_field: str) -> Iterator[Raw]:
-    for number, line in enumerate(lines_of(path), 1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
+    for where, line in placed_lines(path):
         try:
             fields = json.loads(line)
             name = str(fields.get(id_field, where))
@@ -168,6 +165,13 @@ def _parquet(path: Path, text_field: str, id_field: str) -> Iterator[Raw]:
                 yield Raw(str(name or f"{path}:{number}"), text or "")
     except OSError as error:  # what pyarrow raises for a damaged file
         raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
+
+
+def placed_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Lines of `lines_of` that are not blank, each behind its place, such as "chats.jsonl:3"."""
+    for number, line in enumerate(lines_of(path), 1):
+        if line.strip():
+            yield f"{path}:{number}", line
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
