@@ -250,12 +250,22 @@ class RunTokenizer:
 
     def transcribe(self, audio: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
         """Transcripts through the bottleneck, in languages that it can be asked for."""
-        known = self.stage.languages
-        asked = [code if known is None or code in known else "" for code in languages]
-        made: list[str] = []
+        asked, made = self._asked(languages), list[str]()
         for batch in _batches(audio):
             made += self.stage.transcribe(*self._padded(batch), asked[len(made) : len(made) + len(batch)])
         return made
+
+    def read(self, codes: Sequence[Sequence[int]], languages: Sequence[str]) -> list[str]:
+        """Transcripts of codes, one at a time."""
+        made: list[str] = []
+        for one, language in zip(codes, self.checked()._asked(languages), strict=True):
+            row = torch.tensor([list(one)], device=self.device)
+            made += self.stage.read(row, torch.tensor([len(one)], device=self.device), [language])
+        return made
+
+    def _asked(self, languages: Sequence[str]) -> list[str]:
+        known = self.stage.languages
+        return [code if known is None or code in known else "" for code in languages]
 
     def _padded(self, batch: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         lens = torch.tensor([len(one) for one in batch])

@@ -70,12 +70,18 @@ def test_an_oracle_gets_everything_right(planted: Callable[[str], Path]) -> None
     for task in ("tokenizer", "resynthesis", "text_to_token", "base_asr", "base_tts"):
         assert found[task]["WER en"]["value"] == 0.0
     assert found["text_to_token"]["token error rate"]["value"] == 0.0
+    for whose in ("tokens read,", "recordings' tokens read,"):
+        assert found["text_to_token"][f"{whose} WER en clipped"]["value"] == 0.0
     assert found["tokenizer"]["bitrate"]["value"] == pytest.approx(25 * np.log2(38))
     assert found["resynthesis"]["stoi"]["value"] == 1.0
 
 
 def test_an_anti_oracle_gets_everything_wrong(planted: Callable[[str], Path]) -> None:
     found = numbers(planted("anti_oracle"))
+    assert found["text_to_token"]["tokens read, WER en clipped"]["value"] == 100.0
+    assert (
+        found["text_to_token"]["recordings' tokens read, WER en clipped"]["value"] == 0.0
+    )  # nobody's model has a part in them
     for task in PAIRED:
         assert {m["value"] for m in found[task].values()} == {0.0}
     assert found["questions"]["accuracy S->T"]["value"] == found["knowledge"]["Knowledge (0-10)"]["value"] == 0.0

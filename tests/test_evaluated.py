@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from speechlm import evaluate, fit
-from speechlm.engines.base import Sampling
+from speechlm.engines.base import Prompt, Sampling
 from speechlm.evals.items import write_items
 from speechlm.evals.language_model import EvaluatedLM, SpeakingLM
 from speechlm.evals.parts import MissingPart, Piece
@@ -19,6 +19,7 @@ from speechlm.evals.tokenizer import TokenizerTask
 from speechlm.evaluated import Judges, ModelParts, RunTokenizer, roles_of
 from speechlm.nn.causal_lm import NewRows, extend_vocabulary
 from speechlm.nn.hf_export import save_hf
+from speechlm.tokens.templates import Template
 from speechlm.tokens.vocab import Vocab
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +135,30 @@ def test_what_a_language_model_says_is_of_the_kind_that_was_asked(exported: Path
 def test_a_text_to_token_model_speaks_within_its_checks(exported: Path) -> None:
     made = SpeakingLM(parts(lm=exported).lm).speak(["two words", "3 more words"], ["en", "en"])
     assert len(made) == 2 and all(codes is None or all(0 <= code < 64 for code in codes) for codes in made)
+
+
+def test_a_text_to_token_model_is_asked_in_the_words_and_voice_of_its_rows(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SpeakingLM(parts(lm=exported).lm)
+    asked: list[Prompt] = []
+
+    def generate(engine: Any, prompts: list[Prompt], sampling: Sampling) -> list[Any]:
+        asked.extend(prompts)
+        return []
+
+    monkeypatch.setattr("speechlm.engines.speaking.HuggingFaceEngine.generate", generate)
+    target = "<|begin_of_audio|>{speech}<|end_of_audio|>"
+    voiced = Template(target, "<|user|>{voice}:{text}<|assistant|>")
+    assert model.speak(["two words"], ["en"], voiced, "ann") == [None]
+    vocab, encode = model.lm.vocab, model.lm.encode
+    begin, end = vocab.control("<|user|>"), vocab.control("<|assistant|>")
+    words = [*encode("ann"), *encode(":"), *encode("two words")]
+    assert asked[0].ids == (begin, *words, end, vocab.control("<|begin_of_audio|>"))
+    with pytest.raises(ValueError, match=r"no \{voice\}"):
+        model.speak(["two words"], ["en"], Template(target, "{text}"), "ann")
+    with pytest.raises(ValueError, match="voice"):
+        model.speak(["two words"], ["en"], voiced)
 
 
 def test_the_same_weights_have_the_same_hash_and_other_sampling_another(exported: Path) -> None:

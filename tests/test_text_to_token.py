@@ -11,11 +11,11 @@ import yaml
 
 from datamodules.interleaved import read_interleaved
 from speechlm import export, fit, pack, synthesize
+from speechlm.engines import speaking
 from speechlm.engines.base import Generation, Prompt, Sampling
 from speechlm.engines.checks import SpeechChecks
 from speechlm.engines.hugging_face import HuggingFaceEngine
 from speechlm.load import load_stage
-from speechlm.stages import text_to_token
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.templates import Template, Writer
 
@@ -81,7 +81,7 @@ def test_a_voice_is_asked_for_as_training_rows_name_it(run_folder: Path, monkeyp
             asked.extend(prompts)
             return super().generate(asked, sampling)
 
-    monkeypatch.setattr(text_to_token, "HuggingFaceEngine", Listening)
+    monkeypatch.setattr(speaking, "HuggingFaceEngine", Listening)
     stage.speak(["two small words", "go"], template=template, voice="p225")
     tokenizer = TextTokenizer(stage.text_tokenizer)
 
@@ -97,6 +97,26 @@ def test_a_voice_is_asked_for_as_training_rows_name_it(run_folder: Path, monkeyp
         stage.speak(["go"], template=template)
     with pytest.raises(ValueError, match=r"has no \{voice\}, so nobody can be asked to speak as 'p225'"):
         stage.speak(["go"], voice="p225")
+
+
+def test_a_text_longer_than_the_model_reaches_is_not_spoken_and_holds_up_no_other(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    stage = load_stage(run_folder)
+    positions = stage.lm.config.max_position_embeddings
+    asked: list[Prompt] = []
+
+    class Listening(HuggingFaceEngine):
+        def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Generation]:
+            asked.extend(prompts)
+            return iter([])
+
+    monkeypatch.setattr(speaking, "HuggingFaceEngine", Listening)
+    stage.speak(["word " * positions, "word " * (positions // 8), "go"])
+    assert [prompt.key for prompt in asked] == ["1", "2"]
+    assert all(len(prompt.ids) + prompt.max_new <= positions for prompt in asked)
+    assert stage.speak(["word " * positions]) == [None]
 
 
 def test_an_export_makes_documents_that_rows_are_packed_from(

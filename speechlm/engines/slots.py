@@ -9,6 +9,12 @@ from torch import Tensor
 from speechlm.engines.slot_cache import SlotCache
 
 
+def positions_of(model: Any) -> int | None:
+    """Ids of the longest sequence a model was made for; None where its config says nothing."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
 class SlotModel:
     """States of the last position of each sequence; the head is the caller's.
 
@@ -24,8 +30,8 @@ class SlotModel:
     """
 
     def __init__(self, model: Any, slots: int, max_length: int) -> None:
-        limit = getattr(model.config, "max_position_embeddings", max_length)
-        if max_length > limit:
+        limit = positions_of(model)
+        if limit is not None and max_length > limit:
             raise ValueError(f"max_length {max_length} is beyond the {limit} positions of the model")
         self.decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
         weight = model.get_output_embeddings().weight

@@ -4,16 +4,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from speechlm.engines.base import Prompt, Sampling, Target
 from speechlm.engines.checks import SpeechChecks
 from speechlm.engines.hugging_face import HuggingFaceEngine
+from speechlm.engines.slots import positions_of
+from speechlm.engines.speaking import speak
 from speechlm.evals.likelihood import PackedLikelihood
 from speechlm.evals.parts import Likelihood, Piece, Scorable
-from speechlm.spoken_text import spoken
 from speechlm.text_tokenizer import TextTokenizer
-from speechlm.tokens.templates import Template, Writer
+from speechlm.tokens.templates import Template
 from speechlm.tokens.vocab import Vocab
 
 END_OF_AUDIO, USER = "<|end_of_audio|>", "<|user|>"
@@ -116,11 +116,17 @@ class EvaluatedLM:
         """(ids, whether they came to an end) for every prompt."""
         if not prompts:
             return []
-        room = max(map(len, prompts)) + max_new
-        engine = HuggingFaceEngine(self.plain_model, target, min(self.slots, len(prompts)), room, banned)
-        asked = [Prompt(str(n), tuple(ids), max_new) for n, ids in enumerate(prompts)]
-        made = {one.key: (list(one.ids), one.finish == "stop") for one in engine.generate(asked, self.sampling)}
-        return [made[str(n)] for n in range(len(prompts))]
+        most = positions_of(self.plain_model) or max(map(len, prompts)) + max_new
+        asked = [Prompt(str(n), tuple(ids), min(max_new, most - len(ids))) for n, ids in enumerate(prompts)]
+        asked = [
+            prompt for prompt in asked if prompt.max_new > 0
+        ]  # no room to say a word: as if it never came to an end
+        made: dict[str, tuple[list[int], bool]] = {}
+        if asked:
+            room = max(len(prompt.ids) + prompt.max_new for prompt in asked)
+            engine = HuggingFaceEngine(self.plain_model, target, min(self.slots, len(asked)), room, banned)
+            made = {one.key: (list(one.ids), one.finish == "stop") for one in engine.generate(asked, self.sampling)}
+        return [made.get(str(n), ([], False)) for n in range(len(prompts))]
 
     def _not_english(self) -> list[int]:
         """Text ids with a letter that is not of the Latin alphabet's first blocks; half a character counts as one."""
@@ -135,39 +141,33 @@ class SpeakingLM:
 
     Args:
         lm: the model.
-        template: of the rows it was trained on; None is the default of `tts`.
         checks: bounds on what is generated.
     """
 
-    def __init__(
-        self,
-        lm: EvaluatedLM,
-        template: Template | None = None,
-        checks: SpeechChecks = SpeechChecks(),  # noqa: B008
-    ) -> None:
+    def __init__(self, lm: EvaluatedLM, checks: SpeechChecks = SpeechChecks()) -> None:  # noqa: B008
         self.lm, self.checks = lm, checks
-        self.writer = Writer("tts", template, lm.vocab, lm.encode, lm.tokenizer.specials, lm.tokenizer.end)
 
-    @torch.no_grad()
-    def speak(self, texts: Sequence[str], languages: Sequence[str]) -> list[list[int] | None]:
-        """Codes, None where what came can not be the speech of the text."""
-        vocab, ids = self.lm.vocab, self._encoded(texts, languages)
-        target = Target(vocab.speech_offset, vocab.num_speech, self.writer.closing)
-        prompts = [
-            Prompt(str(n), tuple(self.writer.opening(one).tolist()), self.checks.max_new(len(one)))
-            for n, one in enumerate(ids)
-        ]
-        room = max(len(prompt.ids) + prompt.max_new for prompt in prompts)
-        engine = HuggingFaceEngine(self.lm.plain_model, target, min(self.lm.slots, len(prompts)), room)
-        made: list[list[int] | None] = [None] * len(texts)
-        for one in engine.generate(prompts, self.lm.sampling):
-            if not self.checks.problem(len(ids[int(one.key)]), one):
-                made[int(one.key)] = [i - vocab.speech_offset for i in one.ids]
-        return made
+    def speak(
+        self, texts: Sequence[str], languages: Sequence[str], template: Template | None = None, voice: str = ""
+    ) -> list[list[int] | None]:
+        """Codes, None where what came can not be the speech of the text.
 
-    def _encoded(self, texts: Sequence[str], languages: Sequence[str]) -> list[np.ndarray]:
-        said = [spoken(text, code) for text, code in zip(texts, languages, strict=True)]
-        return self.lm.tokenizer.encode(said)
+        Raises:
+            ValueError: the template has {voice} and there is none, or the other way round.
+        """
+        lm = self.lm
+        return speak(
+            lm.plain_model,
+            lm.vocab,
+            lm.tokenizer,
+            texts,
+            languages,
+            lm.sampling,
+            template,
+            self.checks,
+            voice,
+            lm.slots,
+        )
 
 
 def _mark(character: str) -> bool:

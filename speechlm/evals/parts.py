@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from speechlm.tokens.templates import Template
+
 
 class MissingPart(ValueError):
     """A part of the model, or a package, that a task needs is not there; says how to give it."""
@@ -100,12 +102,18 @@ class SpeechTokens(Protocol):
         """Transcripts through the bottleneck."""
         ...
 
+    def read(self, codes: Sequence[Sequence[int]], languages: Sequence[str]) -> list[str]:
+        """Transcripts of codes, whoever made them, without a waveform."""
+        ...
+
 
 class TextToSpeechTokens(Protocol):
     """A text-to-token model."""
 
-    def speak(self, texts: Sequence[str], languages: Sequence[str]) -> list[list[int] | None]:
-        """Codes of each text, None where what came can not be its speech."""
+    def speak(
+        self, texts: Sequence[str], languages: Sequence[str], template: Template | None = None, voice: str = ""
+    ) -> list[list[int] | None]:
+        """Codes of each text, asked for by a template and in a voice, None where what came can not be its speech."""
         ...
 
 

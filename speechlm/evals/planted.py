@@ -21,6 +21,7 @@ from speechlm.evals.items import Item, read_items
 from speechlm.evals.parts import Likelihood, MissingPart, Piece, Scorable, Sum
 from speechlm.evals.quality import Quality
 from speechlm.evals.task import Task
+from speechlm.tokens.templates import Template
 from speechlm.tokens.vocab import Vocab
 
 KINDS = ("oracle", "anti_oracle", "uniform", "length_biased")
@@ -123,7 +124,13 @@ class Planted:
         """See `Decoder.sound`."""
         return [sound_of(one) for one in codes]
 
-    def speak(self, texts: Sequence[str], languages: Sequence[str]) -> list[list[int] | None]:
+    def read(self, codes: Sequence[Sequence[int]], languages: Sequence[str]) -> list[str]:
+        """See `SpeechTokens.read`."""
+        return [text_of(one) for one in codes]
+
+    def speak(
+        self, texts: Sequence[str], languages: Sequence[str], template: Template | None = None, voice: str = ""
+    ) -> list[list[int] | None]:
         """See `TextToSpeechTokens.speak`."""
         return [codes_of(text if self.kind == "oracle" else NONSENSE) for text in texts]
 

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from speechlm.engines.base import Prompt, Sampling, Target
+from speechlm.engines.base import Sampling
 from speechlm.engines.checks import SpeechChecks
-from speechlm.engines.hugging_face import HuggingFaceEngine
-from speechlm.spoken_text import spoken
+from speechlm.engines.speaking import speak
 from speechlm.stages.speech_lm import SpeechLM
 from speechlm.text_tokenizer import TextTokenizer
-from speechlm.tokens.templates import Template, Writer
+from speechlm.tokens.templates import Template
 
 
 class TextToToken(SpeechLM):
@@ -22,7 +21,6 @@ class TextToToken(SpeechLM):
     an export of the run speaks through `python -m speechlm.synthesize`.
     """
 
-    @torch.no_grad()
     def speak(
         self,
         texts: Sequence[str],
@@ -45,32 +43,9 @@ class TextToToken(SpeechLM):
         Raises:
             ValueError: the template has ``{voice}`` and there is none, or the other way round.
         """
-        tokenizer = TextTokenizer(self.text_tokenizer)
-        writer = Writer(
-            "tts",
-            template,
-            self.vocab,
-            lambda text: tokenizer.encode([text])[0].tolist(),
-            tokenizer.specials,
-            tokenizer.end,
-        )
-        if voice and not writer.voiced:
-            raise ValueError(f"the template has no {{voice}}, so nobody can be asked to speak as {voice!r}")
-        ids = tokenizer.encode([spoken(text, language) for text in texts])
-        prompts = [
-            Prompt(
-                str(n), tuple(writer.opening(one, voice).tolist()), checks.max_new(len(one)), checks.min_new(len(one))
-            )
-            for n, one in enumerate(ids)
-        ]
-        target = Target(self.vocab.speech_offset, self.vocab.num_speech, writer.closing)
-        room = max(len(prompt.ids) + prompt.max_new for prompt in prompts)
         was_training = self.training
         self.eval()
-        engine = HuggingFaceEngine(self.lm, target, slots=min(64, len(prompts)), max_length=room)
-        made: list[Tensor | None] = [None] * len(texts)
-        for one in engine.generate(prompts, sampling):
-            if not checks.problem(len(ids[int(one.key)]), one):
-                made[int(one.key)] = torch.tensor(one.ids) - self.vocab.speech_offset
+        tokenizer = TextTokenizer(self.text_tokenizer)
+        made = speak(self.lm, self.vocab, tokenizer, texts, [language] * len(texts), sampling, template, checks, voice)
         self.train(was_training)
-        return made
+        return [None if one is None else torch.tensor(one) for one in made]
