@@ -164,7 +164,7 @@ def bundle(settings: argparse.Namespace) -> None:
         sampling=Sampling(settings.temperature, top_p=settings.top_p),
         max_length=settings.max_length,
     )
-    writers = {part: _stage_writer(getattr(settings, part)) for part in ("tokenizer", "decoder", "vocoder")}
+    writers = {part: _stage_writer(part, getattr(settings, part)) for part in ("tokenizer", "decoder", "vocoder")}
     lm = _lm_writer(settings)
     write_bundle(settings.out, manifest, {"lm": lm, **writers})
     open_voice(settings.out, Runtime(device="cpu", verify=False)).close()
@@ -257,9 +257,11 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--lm", required=True, help="run folder, or a folder that speechlm.export wrote")
-    parser.add_argument("--tokenizer", required=True, help="run folder")
-    parser.add_argument("--decoder", required=True, help="run folder of the flow decoder")
-    parser.add_argument("--vocoder", required=True, help="run folder")
+    parser.add_argument("--tokenizer", required=True, help="run folder, or the released tokenizer's")
+    parser.add_argument(
+        "--decoder", required=True, help="run folder of the flow decoder, or one with a released flow.pt"
+    )
+    parser.add_argument("--vocoder", required=True, help="run folder, or a released hift.pt or the folder that has it")
     parser.add_argument("--name", default="", help="what clients call it; the folder's name where not said")
     parser.add_argument(
         "--template", default="plain", choices=sorted(CHAT_TEMPLATES), help="that the model was tuned with"
@@ -274,8 +276,8 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(call=bundle, verify=False)
 
 
-def _stage_writer(run: str) -> Callable[[Path], Any]:
-    return lambda folder: write_stage(run, folder)
+def _stage_writer(part: str, run: str) -> Callable[[Path], Any]:
+    return lambda folder: write_stage(run, folder, part)
 
 
 def _lm_writer(settings: argparse.Namespace) -> Callable[[Path], Any]:

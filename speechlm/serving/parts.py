@@ -18,18 +18,27 @@ from speechlm import runs
 from speechlm.files import write_bytes_atomic, write_text_atomic
 from speechlm.load import build_stage, load_stage
 from speechlm.safe_yaml import read_yaml
+from speechlm.serving.released_parts import released_config
 
 HERE = "bundle:"
 #: Arguments that only training needs, and a flow decoder's vocoder, which is a part of its own.
 LEFT_OUT = ("source", "distillation", "vocoder", "optimizer", "letters")
 
 
-def write_stage(run: str | Path, folder: Path) -> L.LightningModule:
-    """Copy a run's stage into a folder; the stage.
+def write_stage(run: str | Path, folder: Path, part: str) -> L.LightningModule:
+    """Copy a run's stage, or released weights, into a folder; the stage.
+
+    Args:
+        run: run folder, or what `released_config` knows.
+        folder: to write.
+        part: `tokenizer`, `decoder` or `vocoder`.
 
     Raises:
-        ValueError: it is no run folder, or has no checkpoint yet.
+        ValueError: it is no run folder, or has no checkpoint yet, and no released weights either.
     """
+    released = released_config(part, Path(run))
+    if released is not None:
+        return store(build_stage(released), released, folder)
     stage = load_stage(run)
     config = runs.read_config(Path(run))
     assert config is not None, "load_stage has read it"

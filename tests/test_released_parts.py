@@ -1,0 +1,78 @@
+"""Released weights as parts: put into a bundle and talked to, told apart by what is in their folders."""
+
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from speechlm import chat
+from speechlm.nn.flow_released import ReleasedFlow, write_flow
+from speechlm.nn.hift_released import read_hift, write_hift
+from speechlm.nn.length_regulator import StretchedTokens
+from speechlm.nn.token_encoder import TokenEncoder
+from speechlm.nn.token_to_mel import TokenToMel
+from speechlm.nn.unet import UNet
+from speechlm.released import released_stage
+from speechlm.serving.parts import read_stage, write_stage
+from speechlm.serving.random_parts import write_random_bundle
+from tests.tiny_chat import WHISPER, speech, write_wav
+from tests.tiny_flow import CLOCK
+
+GOLDEN = Path(__file__).parent / "golden"
+TOKENIZER = GOLDEN / "glm4voice_tokenizer"
+CODES, MELS = 64, 16  # of the golden tokenizer and vocoder
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the released decoder's: flow.pt and hift.pt, of small networks that fit the golden tokenizer."""
+    folder = tmp_path_factory.mktemp("released") / "decoder"
+    folder.mkdir()
+    torch.manual_seed(0)
+    network = TokenToMel(
+        CLOCK,
+        num_tokens=CODES,
+        num_mels=MELS,
+        encoder=TokenEncoder(16, 2, 32, 2),
+        length_regulator=StretchedTokens(MELS, convolutions=2),
+        estimator=UNet(MELS, (16, 16), transformers=1, mid_stages=1, heads=1),
+        speaker_width=6,
+    )
+    write_flow(network, folder / "flow.pt")
+    write_hift(read_hift(GOLDEN / "glm4voice_hift" / "hift.safetensors"), folder / "hift.pt")
+    return folder
+
+
+@torch.no_grad()
+def test_released_parts_are_stored_as_they_are(decoder: Path, tmp_path: Path):
+    sources = {"tokenizer": TOKENIZER, "decoder": decoder, "vocoder": decoder}
+    for part, source in sources.items():
+        write_stage(source, tmp_path / part, part)
+    tokenizer, flow, vocoder = (read_stage(tmp_path / part) for part in sources)
+    audio, lens = torch.from_numpy(speech(1.0))[None], torch.tensor([16_000])
+    assert torch.equal(tokenizer.tokenize(audio, lens)[0], released_stage(TOKENIZER).tokenize(audio, lens)[0])
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(flow.used.parameters(), ReleasedFlow(CLOCK, str(decoder / "flow.pt")).parameters(), strict=True)
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(vocoder.generator.parameters(), read_hift(decoder / "hift.pt").parameters(), strict=True)
+    )
+
+
+def test_a_bundle_of_released_parts_answers(decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_random_bundle(tmp_path / "random", WHISPER)
+    question, answer = write_wav(tmp_path / "question.wav", speech(1.0)), tmp_path / "answer.wav"
+    out = tmp_path / "bundle"
+    parts = ["--tokenizer", str(TOKENIZER), "--decoder", str(decoder), "--vocoder", str(decoder / "hift.pt")]
+    chat.main(["bundle", "--out", str(out), "--lm", str(tmp_path / "random" / "lm"), *parts])
+    chat.main(["file", str(question), str(answer), "--model", str(out), "--max_new", "120", "--device", "cpu"])
+    assert "talk to it with" in capsys.readouterr().out
+    assert soundfile.info(answer).samplerate == CLOCK.sample_rate_hz and soundfile.info(answer).frames > 0
+
+
+def test_what_is_neither_a_run_nor_released_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(ValueError, match="is no run folder"):
+        write_stage(tmp_path, tmp_path / "out", "decoder")
