@@ -17,6 +17,7 @@ from speechlm.checkpoint.form import checkpoints_in, is_checkpoint
 from speechlm.checkpoint.read import read_rest, read_tensors
 from speechlm.checkpoint.state import WEIGHTS
 from speechlm.nn.safe_pt import read_pt
+from speechlm.nn.weights import fill
 from speechlm.safe_yaml import read_yaml
 
 #: Sections that decide what a run computes, and so may not change unnoticed when it is resumed.
@@ -122,18 +123,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         ValueError: the weights do not fit; the message lists what is missing, left over or of another shape.
     """
-    weights = read_weights(Path(path))
-    own = model.state_dict()
-    problems = [f"missing: {name} {tuple(own[name].shape)}" for name in own if name not in weights]
-    problems += [f"not in the model: {name} {tuple(weights[name].shape)}" for name in weights if name not in own]
-    for name in own.keys() & weights.keys():
-        if own[name].shape != weights[name].shape:
-            problems.append(f"shape of {name}: model {tuple(own[name].shape)}, file {tuple(weights[name].shape)}")
-    if problems:
-        shown = "\n  ".join(sorted(problems)[:20])
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"the weights in {path} do not fit the model, {len(problems)} differences:\n  {shown}{more}")
-    model.load_state_dict(weights)
+    fill(model, read_weights(Path(path)), path, "the model")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path):
     weights = load_file(GOLDEN / "flow.safetensors")
     weights["more"] = weights.pop("encoder.after_norm.bias")
     save_file(weights, tmp_path / "flow.safetensors")
-    with pytest.raises(ValueError, match=r"not in the model: more\n  missing: encoder\.after_norm\.bias"):
+    with pytest.raises(ValueError, match=r"missing: encoder\.after_norm\.bias.*\n  not in the model: more"):
         read(tmp_path / "flow.safetensors")
     save_file({"more": weights["more"]}, tmp_path / "flow.safetensors")
     with pytest.raises(ValueError, match="holds no flow decoder: it lacks"):

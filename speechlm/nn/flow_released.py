@@ -3,16 +3,13 @@
 import re
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from speechlm.files import atomic_file, write_bytes_atomic
 from speechlm.nn.length_regulator import StretchedTokens
-from speechlm.nn.safe_pt import read_pt
 from speechlm.nn.token_encoder import TokenEncoder
 from speechlm.nn.token_to_mel import TokenToMel
 from speechlm.nn.unet import UNet
+from speechlm.nn.weights import fill, read_released, write_released
 from speechlm.tokens.clock import Clock
 
 RELEASED, OURS = "decoder.estimator.", "estimator."
@@ -35,7 +32,7 @@ class ReleasedFlow(TokenToMel):
     def __init__(
         self, clock: Clock, path: str, block_tokens: int = 10, head_width: int = 64, dropout: float = 0.1
     ) -> None:
-        weights = _read(Path(path))
+        weights = {_own_name(name): value for name, value in read_released(Path(path)).items()}
         try:
             encoder, unet = _encoder(weights, block_tokens, dropout), _unet(weights, head_width)
             super().__init__(
@@ -51,8 +48,7 @@ class ReleasedFlow(TokenToMel):
             )
         except (KeyError, IndexError) as error:
             raise ValueError(f"{path} holds no flow decoder: it lacks {error}") from error
-        _require_same(self.state_dict(), weights, path)
-        self.load_state_dict(weights)
+        fill(self, weights, path, "a flow decoder")
 
 
 def write_flow(network: TokenToMel, path: str | Path) -> None:
@@ -62,7 +58,6 @@ def write_flow(network: TokenToMel, path: str | Path) -> None:
     Raises:
         ValueError: neither ending, or a network that the released code does not know.
     """
-    path = Path(path)
     if not isinstance(network.estimator, UNet) or not isinstance(network.length_regulator, StretchedTokens):
         raise ValueError(
             f"the released form is StretchedTokens with UNet, this network has {type(network.length_regulator).__name__} with "
@@ -72,26 +67,8 @@ def write_flow(network: TokenToMel, path: str | Path) -> None:
         raise ValueError(
             "the released form takes log-mels as they are, this network was trained with mel_mean or mel_std"
         )
-    weights = {_released_name(name): value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    if path.suffix == ".safetensors":
-        write_bytes_atomic(path, save(weights))
-    elif path.suffix == ".pt":
-        with atomic_file(path) as file:
-            torch.save(weights, file)
-    else:
-        raise ValueError(f"a flow decoder is written to .safetensors or .pt, got {path}")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        weights = load_file(path) if path.suffix == ".safetensors" else read_pt(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # both raise whatever the bytes suggest
-        raise ValueError(f"{path} can not be read safely ({str(error).strip().splitlines()[:1]})") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} is no file of weights: expected names and tensors")
-    return {_own_name(name): value for name, value in weights.items()}
+    weights = {_released_name(name): value for name, value in network.state_dict().items()}
+    write_released(weights, Path(path), "a flow decoder")
 
 
 def _encoder(weights: dict[str, Tensor], block_tokens: int, dropout: float) -> TokenEncoder:
@@ -120,18 +97,6 @@ def _count(weights: dict[str, Tensor], pattern: str) -> int:
     if not found:
         raise KeyError(pattern)
     return max(found) + 1
-
-
-def _require_same(own: dict[str, Tensor], weights: dict[str, Tensor], path: str) -> None:
-    wrong = [f"not in the model: {name}" for name in sorted(weights.keys() - own.keys())]
-    wrong += [f"missing: {name}" for name in sorted(own.keys() - weights.keys())]
-    wrong += [
-        f"shape of {name}: model {tuple(own[name].shape)}, file {tuple(weights[name].shape)}"
-        for name in sorted(own.keys() & weights.keys())
-        if own[name].shape != weights[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"the weights in {path} are not those of a flow decoder:\n  " + "\n  ".join(wrong[:20]))
 
 
 def _own_name(name: str) -> str:

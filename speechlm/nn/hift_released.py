@@ -3,14 +3,11 @@
 import re
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from speechlm.files import atomic_file, write_bytes_atomic
 from speechlm.nn.hift import HiFT
-from speechlm.nn.safe_pt import read_pt
 from speechlm.nn.weight_norm import published_names, torch_names
+from speechlm.nn.weights import fill, read_released, write_released
 
 PREFIX = "generator."  # of checkpoints that a training wrote
 
@@ -25,22 +22,12 @@ def read_hift(path: str | Path, sample_rate_hz: int = 22_050) -> HiFT:
     Raises:
         ValueError: the file can not be read without executing code, or holds no HiFT of a known form.
     """
-    weights = torch_names(_read(Path(path)))
+    weights = torch_names({name.removeprefix(PREFIX): value for name, value in read_released(Path(path)).items()})
     try:
         hift = _shaped(weights, sample_rate_hz)
     except (KeyError, IndexError) as error:
         raise ValueError(f"{path} holds no HiFT vocoder: it lacks {error}") from error
-    own = hift.state_dict()
-    wrong = [f"not in the model: {name}" for name in sorted(weights.keys() - own.keys())]
-    wrong += [f"missing: {name}" for name in sorted(own.keys() - weights.keys())]
-    wrong += [
-        f"shape of {name}: model {tuple(own[name].shape)}, file {tuple(weights[name].shape)}"
-        for name in sorted(own.keys() & weights.keys())
-        if own[name].shape != weights[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"the weights in {path} are not those of a HiFT vocoder:\n  " + "\n  ".join(wrong[:20]))
-    hift.load_state_dict(weights)
+    fill(hift, weights, path, "a HiFT vocoder")
     return hift
 
 
@@ -50,29 +37,10 @@ def write_hift(hift: HiFT, path: str | Path) -> None:
     Raises:
         ValueError: neither ending, or the weights have been folded and are no longer those of the released form.
     """
-    path = Path(path)
-    weights = {name: value.detach().cpu().contiguous() for name, value in published_names(hift.state_dict()).items()}
+    weights = published_names(hift.state_dict())
     if "conv_pre.weight_g" not in weights:
         raise ValueError("the weights of this HiFT were folded for use; write one that was not")
-    if path.suffix == ".safetensors":
-        write_bytes_atomic(path, save(weights))
-    elif path.suffix == ".pt":
-        with atomic_file(path) as file:
-            torch.save(weights, file)
-    else:
-        raise ValueError(f"a HiFT is written to .safetensors or .pt, got {path}")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        weights = load_file(path) if path.suffix == ".safetensors" else read_pt(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # both raise whatever the bytes suggest
-        raise ValueError(f"{path} can not be read safely ({_first_line(error)})") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} is no file of weights: expected names and tensors")
-    return {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    write_released(weights, Path(path), "a HiFT")
 
 
 def _shaped(weights: dict[str, Tensor], sample_rate_hz: int) -> HiFT:
@@ -105,7 +73,3 @@ def _listed(weights: dict[str, Tensor], pattern: str) -> list[Tensor]:
     if not found:
         raise KeyError(pattern)
     return [found[i] for i in sorted(found)]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
