@@ -11,6 +11,7 @@ compiled layers are compiled once.
 
 import inspect
 import itertools
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
@@ -65,6 +66,30 @@ def document_mask(doc_ids: Tensor, attention: Chosen) -> Tensor | BlockMask:
         return _beginnings(doc_ids)
     same = doc_ids[:, :, None] == doc_ids[:, None, :]
     return same.tril()[:, None]
+
+
+def register(name: str, attend: Callable[[Tensor, Tensor, Tensor, Tensor, float | None], Tensor]) -> None:
+    """Make a way to attend known to transformers.
+
+    With any other mask than its own, as in generation, plain scaled-dot-product attention takes its place.
+
+    Args:
+        name: in transformers.
+        attend: (B, heads, S, d) queries, keys and values, its mask, which is of int32, and the scale -> (B, S, heads, d).
+    """
+
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+        scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        if attention_mask is None or attention_mask.dtype != torch.int32:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        if dropout:
+            raise ValueError(f"{name} has no dropout, the model asks for {dropout}; choose attention: sdpa")
+        return attend(query, key, value, attention_mask, scaling), None
+
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _block_mask(doc_ids: Tensor) -> BlockMask:
@@ -127,23 +152,9 @@ def _flex_forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _varlen_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """(B, heads, S, d) queries, keys, values -> (B, S, heads, d); with any other mask than ours, as in generation, plain SDPA."""
-    if attention_mask is None or attention_mask.dtype != torch.int32:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    if dropout:
-        raise ValueError(f"documents one by one have no dropout, the model asks for {dropout}; choose attention: sdpa")
+def _by_document(query: Tensor, key: Tensor, value: Tensor, begins: Tensor, scaling: float | None) -> Tensor:
     by_document = _one_kernel if query.device.type == "cuda" else _one_call_each
-    return by_document(query, key, value, attention_mask.flatten(), scaling), None
+    return by_document(query, key, value, begins.flatten(), scaling)
 
 
 @torch.compiler.disable
@@ -178,7 +189,5 @@ VARLEN_WINDOW, VARLEN_GROUPS = (
     name in inspect.signature(varlen.varlen_attn).parameters for name in ("window_size", "enable_gqa")
 )
 AttentionInterface.register(NAMES["flex"], _flex_forward)
-AttentionInterface.register(NAMES["varlen"], _varlen_forward)
-# for generation
-AttentionMaskInterface.register(NAMES["flex"], ALL_MASK_ATTENTION_FUNCTIONS["flex_attention"])
-AttentionMaskInterface.register(NAMES["varlen"], ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+AttentionMaskInterface.register(NAMES["flex"], ALL_MASK_ATTENTION_FUNCTIONS["flex_attention"])  # for generation
+register(NAMES["varlen"], _by_document)

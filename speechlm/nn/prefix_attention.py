@@ -8,17 +8,15 @@ computes no pair that nobody sees.
 """
 
 import itertools
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers import PreTrainedModel
 
-from speechlm.nn.document_attention import BLOCK, NAMES, listed
+from speechlm.nn.document_attention import BLOCK, NAMES, listed, register
 
 PrefixAttention = Literal["auto", "sdpa", "flex", "nodes"]
 BY_NODE = "prefix_nodes"  # in transformers
@@ -94,21 +92,9 @@ def _block_mask(seen_until: Tensor) -> BlockMask:
     )
 
 
-def _forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """(1, heads, S, d) queries, keys, values -> (1, S, heads, d); with any other mask, as in generation, plain SDPA."""
-    if attention_mask is None or attention_mask.dtype != torch.int32:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    parts = [_of_node(node, query, key, value, scaling) for node in nodes_of(attention_mask.flatten())]
-    return torch.cat(parts, 2).transpose(1, 2), None
+def _by_node(query: Tensor, key: Tensor, value: Tensor, seen_until: Tensor, scaling: float | None) -> Tensor:
+    parts = [_of_node(node, query, key, value, scaling) for node in nodes_of(seen_until.flatten())]
+    return torch.cat(parts, 2).transpose(1, 2)
 
 
 def _of_node(node: Node, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -123,5 +109,4 @@ def _of_node(node: Node, query: Tensor, key: Tensor, value: Tensor, scaling: flo
     )
 
 
-AttentionInterface.register(BY_NODE, _forward)
-AttentionMaskInterface.register(BY_NODE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])  # for generation
+register(BY_NODE, _by_node)
