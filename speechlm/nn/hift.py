@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from speechlm.nn.generator import Generator, Spoken
 from speechlm.nn.hift_source import F0Predictor, HarmonicSource
 from speechlm.nn.hift_stream import HiFTStream
-from speechlm.nn.masks import length_mask
+from speechlm.nn.masks import length_mask, masked
 from speechlm.nn.short_stft import ShortSTFT
 from speechlm.nn.snake import Snake
 from speechlm.nn.weight_norm import normed
@@ -43,7 +43,7 @@ class ResBlock(nn.Module):
         for first, before, second, between in zip(
             self.convs1, self.activations1, self.convs2, self.activations2, strict=True
         ):
-            x = x + _masked(second(between(_masked(first(before(x)), real))), real)
+            x = x + masked(second(between(masked(first(before(x)), real))), real)
         return x
 
 
@@ -130,9 +130,9 @@ class HiFT(Generator):
         lens = None if mel_lens is None else mel_lens * self.hop_samples
         excitation = self.stft.analyse(source, lens)
         spectra = None if lens is None else lens // self.stft.hop + 1
-        excitation = _masked(excitation, self._real(spectra, excitation.shape[2]))
+        excitation = masked(excitation, self._real(spectra, excitation.shape[2]))
         real = self._real(mel_lens, mel.shape[2])
-        x = _masked(self.conv_pre(_masked(mel, real)), real)
+        x = masked(self.conv_pre(masked(mel, real)), real)
         rise = 1
         for i, rate in enumerate(self.rates):
             rise *= rate
@@ -140,8 +140,8 @@ class HiFT(Generator):
             x = self.ups[i](F.leaky_relu(x, SLOPE))
             x = F.pad(x, (1, 0), "reflect") if at_end else x
             real = self._real(None if mel_lens is None else mel_lens * rise + at_end, x.shape[2])
-            joined = self.source_resblocks[i](_masked(self.source_downs[i](excitation), real), real)
-            x = self._averaged(i, _masked(x, real) + joined, real)
+            joined = self.source_resblocks[i](masked(self.source_downs[i](excitation), real), real)
+            x = self._averaged(i, masked(x, real) + joined, real)
         x = self.conv_post(F.leaky_relu(x)).float()
         log_magnitude, phase = x.chunk(2, dim=1)
         # Clipped before the exponential: behind it, an infinity would have no gradient.
@@ -197,10 +197,6 @@ def _conv(channels: int, kernel: int, dilation: int) -> nn.Module:
 def _down(bins: int, width: int, rate: int) -> nn.Module:
     """From the excitation's transform to a rise's rate; not normalised, as released."""
     return nn.Conv1d(bins, width, 1) if rate == 1 else nn.Conv1d(bins, width, 2 * rate, rate, padding=rate // 2)
-
-
-def _masked(x: Tensor, real: Tensor | None) -> Tensor:
-    return x if real is None else x * real
 
 
 def _block_reach(kernel: int) -> int:

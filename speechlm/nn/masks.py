@@ -9,6 +9,11 @@ def length_mask(lens: Tensor, max_len: int) -> Tensor:
     return torch.arange(max_len, device=lens.device)[None, :] < lens[:, None]
 
 
+def masked(x: Tensor, real: Tensor | None) -> Tensor:
+    """Zeros where a mask is not True; a tensor without a mask as it is."""
+    return x if real is None else x * real
+
+
 def block_causal_mask(size: int, block: int | None, device: torch.device | None = None) -> Tensor:
     """(size, size) bool, True where query row may look at key column: every past position, and the own block whole.
 

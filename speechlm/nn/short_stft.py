@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechlm.nn.masks import length_mask
+
 
 class ShortSTFT(nn.Module):
     """Frames of `n_fft` samples, one every `hop` samples and centred there, under a Hann window. Works in float32.
@@ -52,9 +54,7 @@ class ShortSTFT(nn.Module):
             frames = frames * real
             weight = self.window.square() * real
             audio = self._overlap(frames) / self._overlap(weight.expand_as(frames)[: len(real)]).clamp(min=1e-11)
-        if lens is None:
-            return audio
-        return audio * (torch.arange(audio.shape[1], device=audio.device) < lens[:, None])
+        return audio if lens is None else audio * length_mask(lens, audio.shape[1])
 
     def _real(self, frames: Tensor, lens: Tensor | None) -> Tensor:
         """(B or 1, P, 1) 1 where a frame belongs to its recording."""

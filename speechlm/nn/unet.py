@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from speechlm.nn.estimator import Conditions, Estimator, TimeEmbedding
 from speechlm.nn.masked_norm import MaskedGroupNorm
-from speechlm.nn.masks import attention_mask, length_mask
+from speechlm.nn.masks import attention_mask, length_mask, masked
 
 GROUPS = 8
 
@@ -75,7 +75,7 @@ class UNet(Estimator):
             resnet, transformers, change = stage.children()
             x = _stage(x, time, masks[-1], resnet, transformers)
             skips.append(x)
-            x = change(_masked(x, masks[-1]))
+            x = change(masked(x, masks[-1]))
             masks.append(masks[-1] if x.shape[2] == skips[-1].shape[2] else _halved(masks[-1]))
         for stage in self.mid_blocks:
             resnet, transformers = stage.children()
@@ -85,8 +85,8 @@ class UNet(Estimator):
             masks.pop()
             skip = skips.pop()
             x = torch.cat([x[:, :, : skip.shape[2]], skip], dim=1)  # what was rounded up on the way down
-            x = change(_masked(_stage(x, time, masks[-1], resnet, transformers), masks[-1]))
-        return _masked(self.final_proj(_masked(self.final_block(x, masks[0]), masks[0])), masks[0])
+            x = change(masked(_stage(x, time, masks[-1], resnet, transformers), masks[-1]))
+        return masked(self.final_proj(masked(self.final_block(x, masks[0]), masks[0])), masks[0])
 
 
 class _Block(nn.Module):
@@ -100,7 +100,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
         """(B, C, F) and (B, 1, F) bool or None -> (B, C', F)."""
         conv, norm, mish = self.block
-        return _masked(mish(norm(conv(_masked(x, real)), real)), real)
+        return masked(mish(norm(conv(masked(x, real)), real)), real)
 
 
 class _ResBlock(nn.Module):
@@ -115,7 +115,7 @@ class _ResBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor, real: Tensor | None) -> Tensor:
         """(B, C, F), (B, D), (B, 1, F) bool or None -> (B, C', F)."""
         h = self.block1(x, real) + self.mlp(time)[:, :, None]
-        return self.block2(h, real) + self.res_conv(_masked(x, real))
+        return self.block2(h, real) + self.res_conv(masked(x, real))
 
 
 class _Attention(nn.Module):
@@ -202,10 +202,6 @@ def _stage(x: Tensor, time: Tensor, real: Tensor | None, resnet: nn.Module, tran
     for block in transformers.children():
         x = block(x, mask)
     return x.transpose(1, 2)
-
-
-def _masked(x: Tensor, real: Tensor | None) -> Tensor:
-    return x if real is None else x * real
 
 
 def _halved(real: Tensor | None) -> Tensor | None:
