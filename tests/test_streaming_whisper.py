@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechlm.nn.block_attention import Past
+from speechlm.nn.block_attention import KeyValueCache
 from speechlm.nn.ema_vq import EmaVQ
 from speechlm.nn.glm4voice import load_tokenizer
 from speechlm.nn.log_mel import LogMel
@@ -177,14 +177,14 @@ def test_each_position_goes_through_each_layer_once(folder: str):
 
 def test_memory_is_as_flat_as_the_stream_is_long(folder: str, monkeypatch: pytest.MonkeyPatch):
     rooms: list[int] = []
-    attend = Past.attend
+    attend = KeyValueCache.attend
 
-    def counted(self: Past, *qkv: torch.Tensor) -> torch.Tensor:
+    def counted(self: KeyValueCache, *qkv: torch.Tensor) -> torch.Tensor:
         out = attend(self, *qkv)
         rooms.append(self.keys.numel())
         return out
 
-    monkeypatch.setattr(Past, "attend", counted)
+    monkeypatch.setattr(KeyValueCache, "attend", counted)
     stream, chunk, kept = ours(folder, block_sec=0.32).stream(), sound(5120), []
     tracemalloc.start()
     for i in range(400):  # 2.1 minutes

@@ -88,7 +88,7 @@ class Blocks(NamedTuple):
         return torch.cat(seen, dim=2)
 
 
-class Past:
+class KeyValueCache:
     """A layer's keys and values of finished blocks; the block at hand sees them and itself, and joins them.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechlm.nn.block_attention import Past
+from speechlm.nn.block_attention import KeyValueCache
 from speechlm.nn.log_mel import HOP, N_FFT, SAMPLE_RATE_HZ, LogMel
 from speechlm.nn.whisper_encoder import WhisperVQEncoder
 
@@ -130,7 +130,7 @@ class _Piece:
         limits = [
             encoder.max_tokens * (encoder.pooling if i < encoder.pool_after else 1) for i in range(encoder.after_layer)
         ]
-        self.pasts = [Past(limit) for limit in limits]
+        self.pasts = [KeyValueCache(limit) for limit in limits]
 
     def block(self, audio: Tensor, silence: int) -> Tensor:
         """The next block.
