@@ -11,13 +11,17 @@ import yaml
 
 from datamodules.interleaved import read_interleaved
 from speechlm import export, fit, pack, synthesize
+from speechlm.batch import RowBatch
 from speechlm.engines import speaking
 from speechlm.engines.base import Generation, Prompt, Sampling
 from speechlm.engines.checks import SpeechChecks
 from speechlm.engines.hugging_face import HuggingFaceEngine
 from speechlm.load import load_stage
+from speechlm.stages.text_to_token import TextToToken
 from speechlm.text_tokenizer import TextTokenizer
+from speechlm.tokens.clock import Clock
 from speechlm.tokens.templates import Template, Writer
+from speechlm.tokens.vocab import Vocab
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "configs/text_to_token/tiny/qwen2.5_1.5b.yaml"
@@ -97,6 +101,34 @@ def test_a_voice_is_asked_for_as_training_rows_name_it(run_folder: Path, monkeyp
         stage.speak(["go"], template=template)
     with pytest.raises(ValueError, match=r"has no \{voice\}, so nobody can be asked to speak as 'p225'"):
         stage.speak(["go"], voice="p225")
+
+
+def test_the_softmax_over_speech_alone_is_that_over_all_without_the_text(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    whole, part = (tiny_stage(predict) for predict in ("all", "speech"))
+    part.load_state_dict(whole.state_dict())
+    vocab, draw = whole.vocab, np.random.default_rng(0)
+    codes = torch.from_numpy(draw.integers(0, vocab.num_speech, (2, 12))) + vocab.speech_offset
+    ids = torch.cat([torch.from_numpy(draw.integers(0, vocab.num_text, (2, 6))), codes], 1)
+    mask = ids >= vocab.num_text
+    batch = RowBatch(ids, mask, torch.zeros(2, 18, dtype=torch.int32), torch.zeros(2, dtype=torch.int64))
+    logits = whole.model.logits(ids, batch.doc_ids, batch.position_ids)[:, 5:-1, vocab.num_text :]
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), codes.flatten() - vocab.num_text, reduction="none"
+    )
+    torch.testing.assert_close(part.score(batch).losses, expected)
+    assert not torch.allclose(whole.score(batch).losses, expected)
+    rows = len(whole.lm.get_output_embeddings().weight)
+    assert part.cost.per_target == pytest.approx(whole.cost.per_target * (rows - vocab.num_text) / rows)
+    mask[0, 3] = True
+    with pytest.raises(ValueError, match="the rows predict text"):
+        part.score(batch)
+
+
+def tiny_stage(predict: str) -> TextToToken:
+    """Of random weights."""
+    clock = Clock(16_000, 12.5)
+    return TextToToken(clock, Vocab(100, 64), "assets/tiny-lm/qwen2", from_scratch=True, predict=predict)
 
 
 def test_a_text_longer_than_the_model_reaches_is_not_spoken_and_holds_up_no_other(

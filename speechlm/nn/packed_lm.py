@@ -33,6 +33,7 @@ class PackedLM(nn.Module):
         chunk: positions whose logits exist at a time.
         z_loss: see `token_losses`.
         loss: what computes head and losses.
+        first: the softmax is over the ids from this one on, and only they are predicted; 0 is the whole vocabulary.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class PackedLM(nn.Module):
         chunk: int = 512,
         z_loss: float = 0.0,
         loss: LossKernel = "chunked",
+        first: int = 0,
     ) -> None:
         super().__init__()
         choose(attention, torch.device("cpu"))
         if chunk < 1 or z_loss < 0:
             raise ValueError(f"the loss needs a chunk of at least 1 and z_loss >= 0, got {chunk} and {z_loss}")
         self.lm, self.attention, self.chunk, self.z_loss, self.loss = lm, attention, chunk, z_loss, loss
+        self.first = first
 
     def forward(
         self, ids: Tensor, loss_mask: Tensor, doc_ids: Tensor, position_ids: Tensor, predicted: Tensor | None = None
@@ -64,9 +67,9 @@ class PackedLM(nn.Module):
         states = self.states(ids, doc_ids, position_ids).flatten(0, 1)
         predicted = places_of(loss_mask) if predicted is None else predicted
         targets = ids.flatten()[predicted]
-        weight = self.lm.get_output_embeddings().weight
+        weight = self.lm.get_output_embeddings().weight[self.first :]
         kernel = checked_kernel(self.loss, states.device, states.dtype)
-        losses = kernel(states[predicted - 1], weight, targets, self.chunk, self.z_loss)
+        losses = kernel(states[predicted - 1], weight, targets - self.first, self.chunk, self.z_loss)
         return RowLosses(losses, targets, predicted // ids.shape[1])
 
     def states(self, ids: Tensor, doc_ids: Tensor, position_ids: Tensor) -> Tensor:
@@ -96,19 +99,20 @@ class Cost(NamedTuple):
         return self.per_token * real.sum() + self.per_target * loss_mask.sum() + self.per_pair * pairs
 
 
-def training_cost(lm: PreTrainedModel) -> Cost:
+def training_cost(lm: PreTrainedModel, first: int = 0) -> Cost:
     """What an id costs: two operations per weight and pass (forward, gradient of the input, gradient of the weight).
 
-    A weight that is not trained has no gradient; the lookup of embeddings costs nothing. Computed before the weights are spread
-    over ranks.
+    A weight that is not trained has no gradient; the lookup of embeddings costs nothing, nor do the head's rows before `first`.
+    Computed before the weights are spread over ranks.
     """
+    head = lm.get_output_embeddings()
     layers = [part for block in blocks(lm) for part in block.modules() if isinstance(part, nn.Linear)]
     config = lm.config
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Cost(
         per_token=float(sum(map(_linear_cost, layers))),
-        per_target=float(_linear_cost(lm.get_output_embeddings())),
+        per_target=_linear_cost(head) * (1 - first / len(head.weight)),
         per_pair=12.0
         * config.num_hidden_layers
         * heads

@@ -88,11 +88,12 @@ class SpeechLM(L.LightningModule):
         extend_vocabulary(model, self.vocab.num_text, len(self.vocab), new_rows)
         if lora is not None:
             add_lora(model, blocks(model), lora, new_rows.seed)
-        self.cost, self.speed = training_cost(model), speed
+        first = self.first_predicted()
+        self.cost, self.speed = training_cost(model, first), speed
         if speed.float8:
             use_float8(blocks(model), speed.float8)
         recompute(blocks(model), activation_checkpointing)
-        self.model = PackedLM(model, attention, loss_chunk, z_loss, speed.loss)
+        self.model = PackedLM(model, attention, loss_chunk, z_loss, speed.loss, first)
         self.optimizer_settings = optimizer
         self.optimizer_settings.freeze(self)
         self.ema = None if ema_decay is None else Ema(self.model, ema_decay)
@@ -111,6 +112,10 @@ class SpeechLM(L.LightningModule):
     def lm(self) -> Any:
         """The plain transformers model."""
         return self.model.lm
+
+    def first_predicted(self) -> int:
+        """First of the ids that the softmax is over; all in a language model."""
+        return 0
 
     def score(self, batch: RowBatch) -> RowLosses:
         """Losses of every id of a batch that is to be predicted.
@@ -303,6 +308,11 @@ class SpeechLM(L.LightningModule):
             raise ValueError(
                 f"id {int(batch.ids[row, position])} at position {position} of row {row} of a batch, from {source}, is outside "
                 f"the vocabulary of {len(self.vocab)} ids"
+            )
+        if (batch.loss_mask & (batch.ids < self.model.first)).any():
+            raise ValueError(
+                f"the rows predict text, and this model's softmax is over the ids from {self.model.first} on, control and speech "
+                f"tokens; let the template's target end with <|end_of_audio|>, or set model.init_args.predict to all"
             )
 
     # -- validation ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Text to speech tokens: the model that speaks text corpora without a waveform ever being rendered."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,21 @@ class TextToToken(SpeechLM):
     Training is the language model's in every respect; rows are packed by `configs/pack/text_to_token.yaml`, whose template writes
     the text, and a voice where one is wanted, in front of the speech. What is added here is speaking, in the run itself; at scale
     an export of the run speaks through `python -m speechlm.synthesize`.
+
+    Args:
+        predict: "speech": the softmax in training is over control and speech tokens, as when the model speaks, and the head's
+            rows of text cost nothing; the template's target may have no text then, nor {end}. "all": over the whole vocabulary.
+        args: of `SpeechLM`.
+        kwargs: of `SpeechLM`.
     """
+
+    def __init__(self, *args: Any, predict: Literal["all", "speech"] = "all", **kwargs: Any) -> None:
+        self.predict = predict
+        super().__init__(*args, **kwargs)
+
+    def first_predicted(self) -> int:
+        """Behind text, where speech alone is predicted."""
+        return self.vocab.num_text if self.predict == "speech" else 0
 
     def speak(
         self,
