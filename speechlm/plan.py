@@ -151,13 +151,18 @@ def table_of(plans: list[Plan], gpus: Machine, price: float) -> Table:
             f"{full}{plan.total_gib:.1f}",
             f"{plan.gflop_per_unit:.2f} x {plan.executed:.2f}",
             f"{plan.units_per_sec:,.0f} {plan.unit} ({plan.bound})",
-            f"{plan.units:.3g}",
-            f"{plan.gpu_hours:,.0f}",
-            f"{plan.gpu_hours * price:,.0f}",
+            f"{plan.units:.3g}" if plan.units else "not said",
+            amount(plan.gpu_hours) if plan.units else "not said",
+            amount(plan.gpu_hours * price) if plan.units else "not said",
         )
     hours = sum(plan.gpu_hours for plan in plans)
-    table.add_row("all", "", "", "", "", "", f"{hours:,.0f}", f"{hours * price:,.0f}", style="bold")
+    table.add_row("all", "", "", "", "", "", amount(hours), amount(hours * price), style="bold")
     return table
+
+
+def amount(number: float) -> str:
+    """Hours or money, with a digit behind the point where there are few of them."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
 def markdown_of(plans: list[Plan], configs: list[str], gpus: Machine) -> str:
@@ -166,7 +171,7 @@ def markdown_of(plans: list[Plan], configs: list[str], gpus: Machine) -> str:
     for plan, config in zip(plans, configs, strict=True):
         seen = f"{plan.units:.1e} tokens" if plan.unit == "tokens" else f"{plan.units / 3600:,.0f} hours of sound"
         stage = plan.stage.split()[0]
-        lines.append(f"| {stage} | `{config}` | {seen} | {plan.gpus} {gpus.name} | {plan.gpu_hours:,.0f} |")
+        lines.append(f"| {stage} | `{config}` | {seen} | {plan.gpus} {gpus.name} | {amount(plan.gpu_hours)} |")
     return "\n".join(lines)
 
 

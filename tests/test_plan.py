@@ -21,7 +21,7 @@ from speechlm.planning.language_model import LMRun, cost_of
 from speechlm.planning.machines import machine
 from speechlm.planning.shapes import KNOWN, shape_of
 from speechlm.planning.sound import whisper_cost
-from speechlm.planning.stages import lm_step
+from speechlm.planning.stages import lm_run, lm_step, tokens_of
 from tests.tiny_lm import CONFIGS, SHAPE
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +138,27 @@ def test_the_command_plans_a_system_and_calibrates_a_stage(
     assert {"weights", "optimizer", "average"} <= lm["memory_gib"].keys()
     shown = capsys.readouterr().out
     assert "8 x H200" in shown and "vocoder" in shown.lower() and "this machine" in shown
+
+
+@pytest.mark.parametrize(
+    ("batch_rows", "settings", "trainer", "row_len", "units"),
+    [
+        (8, {"total_tokens": 3.0e8}, {"max_steps": 9155, "devices": 1}, 4096, 3e8),
+        (1, {"total_tokens": 6.3e8, "step_rows": 64}, {"max_steps": 2403, "devices": 8}, 4096, 6.3e8),
+        (8, {}, {"max_steps": 10_000, "accumulate_grad_batches": 4}, 8192, 10_000 * 2 * 8 * 4 * 8192),
+        (8, {}, {"max_steps": -1}, 8192, 0),
+    ],
+)
+def test_ids_of_a_row_and_of_a_run_are_what_the_config_comes_to(
+    batch_rows: int, settings: dict[str, Any], trainer: dict[str, Any], row_len: int, units: float
+):
+    data = {"train": [{"path": "nowhere"}], "batch_rows": batch_rows, **settings}
+    model = {"lm": str(ROOT / "assets/tiny-lm/qwen2"), "vocab": "nowhere.json"}
+    config = {"model": {"init_args": model}, "data": {"init_args": data}, "trainer": trainer}
+    two = machine("2xH100")
+    run, notes = lm_run(config, two)
+    assert run.row_len == row_len and any("no rows are there yet" in note for note in notes)
+    assert tokens_of(config, run, two) == units
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def plan_language_model(
     memory = {part: size / GIB for part, size in cost.memory.items() if size} | {"other": OTHER_GIB}
     speed = machine.gpus * run.positions / seconds
     notes += [f"documents of {length} ids", f"{efficiency:.0%} of {machine.tflops:g} TFLOP/s"]
-    return Plan(name, "tokens", memory, cost.parameters, useful / 1e9, cost.executed, speed, tokens_of(config, run), bound,
+    return Plan(name, "tokens", memory, cost.parameters, useful / 1e9, cost.executed, speed, tokens_of(config, run, machine), bound,
                 machine.gpus, notes)  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def lm_run(config: dict[str, Any], machine: Machine) -> tuple[LMRun, list[str]]:
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     shape, where = shape_of(model["lm"])
     notes = [f"shape: {where}"]
-    row_len = row_length(data, notes)
+    row_len = row_length(data, trainer, notes)
     rows = (model.get("new_rows") or {}).get("pad_to") or 128
     strategy = trainer.get("strategy")
     settings = strategy.get("init_args") or {} if isinstance(strategy, dict) else {}
@@ -142,25 +142,36 @@ def vocabulary(model: dict[str, Any], num_text: int, notes: list[str]) -> int:
     return num_text + SPEECH_CODES + len(CONTROLS)
 
 
-def row_length(data: dict[str, Any], notes: list[str]) -> int:
-    """Ids of a row, from the first source that is there."""
+def row_length(data: dict[str, Any], trainer: dict[str, Any], notes: list[str]) -> int:
+    """Ids of a row: of the first source that is there, or what the run's ids and steps come to."""
     for source in data["train"]:
         index = Path(source["path"]) / "index.json"
         if index.exists():
             from speechlm.tokens.rows import RowFolder
 
             return RowFolder(source["path"]).row_len
+    steps, devices = max(0, trainer.get("max_steps") or 0), trainer.get("devices")
+    ranks = (devices if isinstance(devices, int) else 1) * (trainer.get("num_nodes") or 1)
+    rows = steps * rows_of_step(data, trainer, ranks)
+    if data.get("total_tokens") and rows > 0:
+        length = max(1, round(data["total_tokens"] / rows))
+        notes.append(f"no rows are there yet: {length} ids each, as total_tokens and max_steps come to")
+        return length
     notes.append("no rows are there yet: 8192 ids each assumed")
     return 8192
 
 
-def tokens_of(config: dict[str, Any], run: LMRun) -> float:
-    """Ids of the whole run."""
+def rows_of_step(data: dict[str, Any], trainer: dict[str, Any], ranks: int) -> int:
+    """Rows of an optimizer step, as the config says them or as so many ranks make them."""
+    return data.get("step_rows") or ranks * data["batch_rows"] * (trainer.get("accumulate_grad_batches") or 1)
+
+
+def tokens_of(config: dict[str, Any], run: LMRun, machine: Machine) -> float:
+    """Ids of the whole run; 0 where the config does not say when it ends."""
     data, trainer = config["data"]["init_args"], config["trainer"]
     if data.get("total_tokens"):
         return float(data["total_tokens"])
-    step = data.get("step_rows") or 0
-    return max(0, trainer.get("max_steps") or 0) * step * run.row_len
+    return max(0, trainer.get("max_steps") or 0) * rows_of_step(data, trainer, machine.gpus) * run.row_len
 
 
 def plan_sound(config: dict[str, Any], machine: Machine, efficiency: float, kind: str, name: str) -> Plan:
