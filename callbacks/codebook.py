@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from callbacks.listen import set_name
 from callbacks.wandb_log import WandbLog
 from speechlm.batch import AudioBatch
 from speechlm.evals.pictures import rank_frequency
 from speechlm.files import write_bytes_atomic
+from speechlm.validation_sets import set_name
 
 
 class CodebookPicture(L.Callback):

@@ -143,7 +143,7 @@ def test_bad_input_is_refused():
     stream = CachedStream(network, one, sampling=FEW)
     with pytest.raises(ValueError, match=r"tokens \(1, T\), got \(2, 5\)"):
         stream.push(torch.zeros(2, 5, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"lie in \[0, 32\), got 5 to 32"):
+    with pytest.raises(ValueError, match=r"lie in \[0, 32\), got 32 at"):
         stream.push(torch.tensor([[5, 32]]))
     with pytest.raises(ValueError, match="this stream had none"):
         stream.push(torch.zeros(1, 0, dtype=torch.long), last=True)

@@ -1,38 +1,10 @@
-"""What a flow decoder refuses to decode, with what was expected, what came, and what to do."""
+"""What a flow decoder refuses beside tokens that are none: speakers and prompts, with what was expected and what to do."""
 
-import torch
 from torch import Tensor
 
+from speechlm.nn.token_input import require_tokens
 from speechlm.nn.token_to_mel import Prompt, TokenToMel
 from speechlm.tokens.clock import Clock
-
-
-def require_tokens(tokens: Tensor, lens: Tensor, num_tokens: int, whose: str = "speech_tokens") -> None:
-    """Refuse what are no speech tokens.
-
-    Args:
-        tokens: (B, T) ids; what lies behind a row's end is not looked at.
-        lens: (B,) tokens.
-        num_tokens: size of the codebook.
-        whose: name in messages.
-
-    Raises:
-        ValueError: another shape or type, a row without tokens, a length that is not there, an id outside the codebook.
-    """
-    if tokens.ndim != 2 or tokens.dtype.is_floating_point or lens.shape != tokens.shape[:1] or not len(lens):
-        raise ValueError(
-            f"{whose} are integers (B, T) with (B,) lengths, got {tuple(tokens.shape)} {tokens.dtype} with {tuple(lens.shape)}"
-        )
-    if bool((lens < 1).any()) or bool((lens > tokens.shape[1]).any()):
-        raise ValueError(f"{whose} have lengths from 1 to {tokens.shape[1]}, got {lens.tolist()}")
-    inside = torch.arange(tokens.shape[1], device=tokens.device) < lens[:, None]
-    wrong = (inside & ((tokens < 0) | (tokens >= num_tokens))).nonzero()
-    if len(wrong):
-        row, place = wrong[0].tolist()
-        raise ValueError(
-            f"{whose} lie in [0, {num_tokens}), got {int(tokens[row, place])} at position {place} of row {row}; a decoder speaks "
-            f"the codebook of the tokenizer it was trained with"
-        )
 
 
 def require_speakers(speakers: Tensor | None, batch_size: int, network: TokenToMel) -> None:

@@ -14,6 +14,7 @@ from speechlm.nn.estimator import Conditions
 from speechlm.nn.flow import euler
 from speechlm.nn.hashed_noise import hashed_normal
 from speechlm.nn.token_encoder import EncoderState
+from speechlm.nn.token_input import require_ids
 from speechlm.nn.token_to_mel import Prompt, Sampling, TokenToMel, doubled, told_and_not, undoubled
 
 RELEASED = Sampling()
@@ -125,10 +126,7 @@ class MelStream:
             raise ValueError("this stream has had its last tokens; open another one for another recording")
         if tokens.ndim != 2 or len(tokens) != len(self.seeds):
             raise ValueError(f"the stream takes tokens ({len(self.seeds)}, T), got {tuple(tokens.shape)}")
-        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= self.network.num_tokens):
-            raise ValueError(
-                f"speech tokens lie in [0, {self.network.num_tokens}), got {int(tokens.min())} to {int(tokens.max())}"
-            )
+        require_ids(tokens, self.network.num_tokens)
         if last and not self.position + self.waiting.shape[1] + tokens.shape[1]:
             raise ValueError("a recording has at least one speech token, this stream had none")
 

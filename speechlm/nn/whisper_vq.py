@@ -13,6 +13,7 @@ from speechlm.nn.losses import linear_cross_entropy
 from speechlm.nn.masks import length_mask
 from speechlm.nn.quantizer import Quantized
 from speechlm.nn.streaming_whisper import TokenStream
+from speechlm.nn.token_input import require_tokens
 from speechlm.nn.whisper_decoder import WhisperTextDecoder
 from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC, Bottleneck, QuantizerFactory, WhisperVQEncoder
 from speechlm.nn.whisper_text import WhisperText
@@ -108,14 +109,8 @@ class WhisperVQ(nn.Module):
         quantizer = self.encoder.quantizer
         if quantizer is None:
             raise ValueError("without a quantiser there are no speech tokens to read")
+        require_tokens(codes, lens, quantizer.num_codes, max_tokens=self.encoder.max_tokens)
         real = length_mask(lens, codes.shape[1])
-        if int(lens.min()) < 1 or codes.shape[1] > self.encoder.max_tokens:
-            raise ValueError(
-                f"expected 1 to {self.encoder.max_tokens} tokens a row, got {int(lens.min())} to {codes.shape[1]}"
-            )
-        wrong = real & ((codes < 0) | (codes >= quantizer.num_codes))
-        if bool(wrong.any()):
-            raise ValueError(f"ids must lie in [0, {quantizer.num_codes}), got {int(codes[wrong][0])}")
         vectors = quantizer.decode(codes * real) * real[..., None]
         return self._greedy(self.encoder.above(vectors, lens), lens, languages)
 

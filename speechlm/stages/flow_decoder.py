@@ -1,36 +1,32 @@
-"""Speech tokens to log-mel: the stage between language and sound."""
+"""Speech tokens to log-mel, the stage between language and sound: how it learns."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from speechlm.batch import ResynthesisBatch
 from speechlm.nn.averaged import average_of, follow
-from speechlm.nn.flow_input import rates, require_prompt, require_speakers, require_tokens
-from speechlm.nn.flow_stream import CachedStream, MelStream, WindowStream
+from speechlm.nn.flow_input import rates
 from speechlm.nn.generator import Generator
 from speechlm.nn.masks import length_mask
-from speechlm.nn.mel import MelSpectrogram
-from speechlm.nn.speech_stream import SpeechStream
+from speechlm.nn.token_input import require_tokens
 from speechlm.nn.token_start import read_codebook, start_from
-from speechlm.nn.token_to_mel import FlowTraining, Mel, Prompt, Sampling, TokenToMel
+from speechlm.nn.token_to_mel import FlowTraining, Sampling, TokenToMel
 from speechlm.stages.gradient_guard import GradientGuard, GuardSettings
+from speechlm.stages.mel_decoder import MelDecoder
 from speechlm.stages.optim import AdamWSettings
+from speechlm.stages.validation import log_on_set
 from speechlm.tokens.clock import Clock
-from speechlm.tokens.vocab import Vocab
 from speechlm.updates import updates_of
 
 ADAM = AdamWSettings(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, eps=1e-8, warmup_steps=2500, decay="constant")
 
 
-class FlowDecoder(L.LightningModule):
+class FlowDecoder(MelDecoder):
     """Speech tokens to log-mel by conditional flow matching.
 
     What is used, at validation and by `decode`, is the average of the weights where one is kept. A run that starts from
@@ -69,179 +65,20 @@ class FlowDecoder(L.LightningModule):
         codebook: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.clock, self.network = clock, network(clock)
+        super().__init__(network(clock), sampling, speaker_vectors, vocoder, max_prompt_sec)
         self.optimizer_settings = optimizer
         self.optimizer_settings.freeze(self)
         self.ema_decay = ema_decay
         self.average = None if ema_decay is None else average_of(self.network, ema_decay)
-        self.flow_training, self.sampling, self.guard = training, sampling, GradientGuard(guard)
-        self.mel = MelSpectrogram(clock.sample_rate_hz, self.network.num_mels, hop_samples=clock.hop_samples)
-        self.speaker_vectors = None if speaker_vectors is None else _read_vectors(speaker_vectors, self.network)
-        self._vocoder: tuple[Generator, ...] = ()  # hidden from the module tree
-        if vocoder is not None:
-            self.hear_through(vocoder)
-        self.max_prompt_sec, self.codebook, self.seed = max_prompt_sec, codebook, seed
+        self.flow_training, self.guard = training, GradientGuard(guard)
+        self.codebook, self.seed = codebook, seed
         self._batches = 0  # that were trained on
         self.train()
-
-    # -- what a flow decoder promises ----------------------------------------------------------------------------------
-
-    @property
-    def vocab(self) -> Vocab:
-        """The speech half of the vocabulary."""
-        return Vocab(num_text=0, num_speech=self.network.num_tokens, controls=())
-
-    def decode(
-        self,
-        speech_tokens: Tensor,
-        speech_token_lens: Tensor,
-        seed: int = 0,
-        speakers: Tensor | None = None,
-        prompt: Prompt | None = None,
-        sampling: Sampling | None = None,
-    ) -> Mel:
-        """(B, T) speech tokens and (B,) tokens -> (B, M, F) log-mel and (B,) frames; each row as if it were alone.
-
-        Args:
-            speech_tokens: what is to be said.
-            speech_token_lens: at least 1 each.
-            seed: of the noise; the same makes the same mel.
-            speakers: (B, S) speaker vectors.
-            prompt: a recording whose voice is gone on with, see `prompt`; it is not repeated.
-            sampling: steps and guidance, where not the stage's own.
-
-        Raises:
-            ValueError: what `speechlm.nn.flow_input` refuses.
-        """
-        with self._in_use() as network, torch.no_grad():
-            require_tokens(speech_tokens, speech_token_lens, network.num_tokens)
-            require_speakers(speakers, len(speech_tokens), network)
-            require_prompt(prompt, len(speech_tokens), network, self.max_prompt_sec)
-            seeds = torch.full_like(speech_token_lens, seed)
-            return network.sample(speech_tokens, speech_token_lens, seeds, speakers, prompt, sampling or self.sampling)
-
-    def prompt(
-        self, tokens: Tensor, token_lens: Tensor, audio: Tensor, audio_lens: Tensor, sample_rate_hz: int
-    ) -> Prompt:
-        """A recording and its tokens as a prompt: (B, T), (B,), (B, N) waveform, (B,) samples.
-
-        Raises:
-            ValueError: the waveform has another rate than the decoder.
-        """
-        if sample_rate_hz != self.clock.sample_rate_hz:
-            raise ValueError(f"the prompt has {sample_rate_hz} Hz, the decoder {rates(self.clock)}; resample it first")
-        mel, mel_lens = self.mel(audio, audio_lens)
-        return Prompt(tokens, token_lens, mel, mel_lens.minimum(self.clock.frames_of_tokens(token_lens)))
-
-    def stream(
-        self,
-        batch_size: int = 1,
-        first_tokens: int = 10,
-        chunk_tokens: int = 10,
-        window_tokens: int = 50,
-        seed: int = 0,
-        speakers: Tensor | None = None,
-        prompt: Prompt | None = None,
-        sampling: Sampling | None = None,
-    ) -> MelStream:
-        """Decode tokens as they come, with bounded work per chunk.
-
-        A causal network streams exactly what `decode` of the whole makes; any other one in windows, see `WindowStream`. The
-        stage is not to be trained meanwhile.
-
-        Args:
-            batch_size: recordings side by side.
-            first_tokens: tokens of the first chunk, whole blocks.
-            chunk_tokens: tokens of each further chunk, whole blocks.
-            window_tokens: what is heard again before each chunk, by networks that are not causal.
-            seed: of the noise.
-            speakers: (B, S).
-            prompt: see `decode`.
-            sampling: see `decode`.
-
-        Raises:
-            ValueError: see `MelStream` and `decode`.
-        """
-        network = self.used.eval()
-        require_speakers(speakers, batch_size, network)
-        require_prompt(prompt, batch_size, network, self.max_prompt_sec)
-        seeds = torch.full((batch_size,), seed, dtype=torch.long, device=self.device)
-        settings: dict[str, Any] = {
-            "first_tokens": first_tokens, "chunk_tokens": chunk_tokens, "speakers": speakers, "prompt": prompt,
-            "sampling": sampling or self.sampling,
-        }  # fmt: skip
-        if network.causal:
-            return CachedStream(network, seeds, **settings)
-        return WindowStream(network, seeds, window_tokens, **settings)
-
-    def speak(self, speech_tokens: Tensor, speech_token_lens: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
-        """`decode` made heard: (B, N) waveform and (B,) samples.
-
-        Raises:
-            ValueError: there is no vocoder, or what `decode` refuses.
-        """
-        vocoder = self.vocoder()
-        mel, mel_lens = self.decode(speech_tokens, speech_token_lens, **settings)
-        with torch.no_grad():
-            seeds = torch.full_like(mel_lens, settings.get("seed", 0))
-            return vocoder(mel, mel_lens, seeds).audio, mel_lens * self.clock.hop_samples
-
-    def speak_stream(self, batch_size: int = 1, seed: int = 0, **settings: Any) -> SpeechStream:
-        """`stream` made heard."""
-        return SpeechStream(self.stream(batch_size, seed=seed, **settings), self.vocoder().stream(batch_size, seed))
-
-    def resynthesize(self, batch: ResynthesisBatch) -> tuple[Tensor, Tensor]:
-        """What the tokens of recordings sound like: (B, N) and (B,) samples."""
-        return self.speak(batch.speech_tokens, batch.speech_token_lens, speakers=self.speakers_of(batch))
-
-    def vocoder(self) -> Generator:
-        """The vocoder, on this stage's device.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if not self._vocoder:
-            raise ValueError("a flow decoder makes mel; set `model.init_args.vocoder` to hear it")
-        return self._vocoder[0].to(self.device)
-
-    def hear_through(self, vocoder: Generator) -> None:
-        """Take another vocoder.
-
-        Raises:
-            ValueError: its rates are others.
-        """
-        self._vocoder = (_fitting(vocoder, self.network).eval(),)
-
-    @property
-    def used(self) -> TokenToMel:
-        """The network that decodes: the average where there is one."""
-        network = self.network if self.average is None else self.average
-        assert isinstance(network, TokenToMel)
-        return network
-
-    def speakers_of(self, batch: ResynthesisBatch) -> Tensor | None:
-        """(B, S) vectors of a batch's speakers, zeros where the batch names none; None where the stage has no vectors.
-
-        Raises:
-            ValueError: a speaker has no vector.
-        """
-        if self.speaker_vectors is None:
-            return None
-        missing = sorted({name for name in batch.speakers if name and name not in self.speaker_vectors})
-        if missing:
-            raise ValueError(
-                f"no vector for speakers {missing[:5]}; add them to the file of `model.init_args.speaker_vectors`"
-            )
-        nobody = torch.zeros(self.network.speaker_width)
-        return torch.stack([self.speaker_vectors.get(name, nobody) for name in batch.speakers]).to(self.device)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = self.optimizer_settings.steps_of(self.trainer.max_steps)
-        optimizer, schedule = self.optimizer_settings.build(self, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.optimizer_settings.for_stage(self)
 
     def on_fit_start(self) -> None:
         """What a run can not be started with is said before its first step.
@@ -350,69 +187,10 @@ class FlowDecoder(L.LightningModule):
 
     def validation_step(self, batch: ResynthesisBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """The loss with noise that is the same each time, and the distance in log-mel of what is decoded."""
-        name = self._val_name(dataloader_idx)
         mel, mel_lens = self.mel(batch.audio, batch.audio_lens)
         told = FlowTraining(drop=0.0, prompt_share=0.0)
         values = {"loss": self._loss(self.used, batch, mel, mel_lens, batch_idx, told)}
         made = self.decode(batch.speech_tokens, batch.speech_token_lens, speakers=self.speakers_of(batch)).mel
         made, mel = made[:, :, : mel.shape[2]], mel[:, :, : made.shape[2]]  # a last token may be filled in part
         values["mel_l1"] = (made - mel).abs().mean(1)[length_mask(mel_lens, mel.shape[2])].mean()
-        for key, value in values.items():
-            self.log(
-                f"val/{name}/{key}",
-                value,
-                batch_size=len(batch),
-                add_dataloader_idx=False,
-                sync_dist=True,
-                prog_bar=key == "loss",
-            )
-
-    def _val_name(self, index: int) -> str:
-        names = getattr(getattr(self.trainer, "datamodule", None), "val_names", None)
-        return names[index] if names else str(index)
-
-    @contextmanager
-    def _in_use(self) -> Iterator[TokenToMel]:
-        """The network that decodes, without dropout while it does."""
-        network = self.used
-        training = network.training
-        network.eval()
-        try:
-            yield network
-        finally:
-            network.train(training)
-
-
-def _read_vectors(path: str, network: TokenToMel) -> dict[str, Tensor]:
-    """Vectors by name of the speaker.
-
-    Raises:
-        ValueError: the file is no safetensors, or a vector has another size.
-    """
-    try:
-        vectors = load_file(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is no safetensors file of speaker vectors ({error})") from error
-    wrong = {name: tuple(vector.shape) for name, vector in vectors.items() if vector.shape != (network.speaker_width,)}
-    if wrong:
-        name, shape = next(iter(wrong.items()))
-        raise ValueError(f"speaker vectors in {path} have {network.speaker_width} numbers, got {shape} for {name!r}")
-    return vectors
-
-
-def _fitting(vocoder: Generator, network: TokenToMel) -> Generator:
-    """A vocoder of the decoder's rates.
-
-    Raises:
-        ValueError: it has others.
-    """
-    ours = (network.clock.sample_rate_hz, network.clock.hop_samples, network.num_mels)
-    theirs = (vocoder.sample_rate_hz, vocoder.hop_samples, vocoder.num_mels)
-    if ours != theirs:
-        raise ValueError(
-            f"the decoder has {ours[0]} Hz, hop {ours[1]} and {ours[2]} mel bins, the vocoder {theirs[0]} Hz, hop {theirs[1]} "
-            f"and {theirs[2]}; edit `model.init_args.vocoder` or `clock` in the config"
-        )
-    return vocoder
+        log_on_set(self, dataloader_idx, values, len(batch), shown="loss")

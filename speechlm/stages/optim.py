@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import lightning as L
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -89,6 +91,11 @@ class AdamWSettings:
             fused=self.fused or None,
         )
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+
+    def for_stage(self, stage: L.LightningModule) -> OptimizerLRScheduler:
+        """What `configure_optimizers` of a stage with this one optimizer returns."""
+        optimizer, schedule = self.build(stage, self.steps_of(stage.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def factor(self, step: int, total_steps: int) -> float:
         """Share of the peak learning rate at a step, in [0, 1]."""

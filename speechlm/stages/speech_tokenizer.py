@@ -24,6 +24,7 @@ from speechlm.stages.optim import AdamWSettings
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
 from speechlm.updates import updates_of
+from speechlm.validation_sets import set_name
 
 
 class SpeechTokenizer(L.LightningModule):
@@ -150,9 +151,7 @@ class SpeechTokenizer(L.LightningModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = self.optimizer_settings.steps_of(self.trainer.max_steps)
-        optimizer, schedule = self.optimizer_settings.build(self, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.optimizer_settings.for_stage(self)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> STEP_OUTPUT:
         inputs, labels = self._text(batch)
@@ -240,7 +239,7 @@ class SpeechTokenizer(L.LightningModule):
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: AudioBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        name = self._val_name(dataloader_idx)
+        name = set_name(self.trainer, dataloader_idx)
         inputs, labels = self._text(batch)
         scored = self.model.score(batch.audio, batch.audio_lens, inputs)
         loss, counted = self.model.asr_loss(scored, labels), batch.repeated.count(False)
@@ -267,7 +266,3 @@ class SpeechTokenizer(L.LightningModule):
         if name not in self._errors:
             self._errors[name] = {metric: WordErrorRate().to(self.device) for metric in ("wer", "cer")}
         return self._errors[name]
-
-    def _val_name(self, index: int) -> str:
-        names = getattr(getattr(self.trainer, "datamodule", None), "val_names", None)
-        return names[index] if names else str(index)

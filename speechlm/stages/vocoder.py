@@ -20,6 +20,7 @@ from speechlm.nn.masks import length_mask
 from speechlm.nn.mel import MelSpectrogram
 from speechlm.nn.spectral_loss import SpectralLoss
 from speechlm.stages.optim import AdamWSettings
+from speechlm.stages.validation import log_on_set
 from speechlm.tokens.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -281,7 +282,6 @@ class Vocoder(L.LightningModule):
 
     def validation_step(self, batch: ResynthesisBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Copy synthesis of whole recordings: distance in log-mel and in pitch."""
-        name = self._val_name(dataloader_idx)
         mel, mel_lens = self.mel(batch.audio, batch.audio_lens)
         spoken = self.generator(mel, mel_lens)
         lens = mel_lens * self.clock.hop_samples
@@ -292,19 +292,7 @@ class Vocoder(L.LightningModule):
         values = {"mel_l1": (made - true).abs().mean(1)[real].mean()}
         if spoken.f0 is not None and batch.f0 is not None:
             values["pitch_l1_hz"] = (spoken.f0 - self._true_pitch(batch, mel.shape[2])).abs()[real].mean()
-        for key, value in values.items():
-            self.log(
-                f"val/{name}/{key}",
-                value,
-                batch_size=len(batch),
-                add_dataloader_idx=False,
-                sync_dist=True,
-                prog_bar=key == "mel_l1",
-            )
-
-    def _val_name(self, index: int) -> str:
-        names = getattr(getattr(self.trainer, "datamodule", None), "val_names", None)
-        return names[index] if names else str(index)
+        log_on_set(self, dataloader_idx, values, len(batch), shown="mel_l1")
 
     # -- what is refused -----------------------------------------------------------------------------------------------
 
