@@ -85,8 +85,9 @@ def plan_language_model(
     memory = {part: size / GIB for part, size in cost.memory.items() if size} | {"other": OTHER_GIB}
     speed = machine.gpus * run.positions / seconds
     notes += [f"documents of {length} ids", f"{efficiency:.0%} of {machine.tflops:g} TFLOP/s"]
-    return Plan(name, "tokens", memory, cost.parameters, useful / 1e9, cost.executed, speed, tokens_of(config, run, machine), bound,
-                machine.gpus, notes)  # fmt: skip
+    units = tokens_of(config, run, machine)
+    return Plan(name, "tokens", memory, cost.parameters, useful / 1e9, cost.executed, speed, units, bound, machine.gpus,
+                notes)  # fmt: skip
 
 
 def lm_step(run: LMRun, cost: LMCost, useful: float, machine: Machine, efficiency: float) -> tuple[float, str]:
