@@ -1,20 +1,16 @@
 """The same few held-out recordings at every validation: what became of them, to hear, to see, and as a word error rate."""
 
 import dataclasses
-import io
 import json
 import logging
 import re
-from math import gcd
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import soundfile
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from scipy.signal import resample_poly
 from torch import Tensor
 
 from callbacks.wandb_log import WandbLog
@@ -24,6 +20,8 @@ from speechlm.evals.wer import error_rates
 from speechlm.files import write_bytes_atomic, write_text_atomic
 from speechlm.nn.mel import MelSpectrogram
 from speechlm.nn.whisper_source import SourceForm, WhisperSource
+from speechlm.sound import encoded, resample
+from speechlm.validation_sets import set_name
 
 ASR_RATE_HZ = 16_000
 COLUMNS = ["recording", "original", "made", "log-mels", "text", "heard in the original", "heard in the made"]
@@ -185,8 +183,7 @@ def _first(batch: ResynthesisBatch, count: int) -> ResynthesisBatch:
 
 def _for_asr(audio: np.ndarray, rate_hz: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(1, N) and (1,) at the ASR's rate, no more than it hears."""
-    common = gcd(rate_hz, ASR_RATE_HZ)
-    heard = resample_poly(audio, ASR_RATE_HZ // common, rate_hz // common)[: 30 * ASR_RATE_HZ]
+    heard = resample(audio, rate_hz, ASR_RATE_HZ)[: 30 * ASR_RATE_HZ]
     samples = torch.from_numpy(np.ascontiguousarray(heard, dtype=np.float32)).to(device)
     return samples[None], torch.tensor([len(samples)], device=device)
 
@@ -195,8 +192,8 @@ def _write(trainer: L.Trainer, item: Heard, folder: Path) -> list[Path]:
     """Files of one recording: the original, what was made of it, and the log-mels of both."""
     original, made = folder / "original.flac", folder / f"step-{trainer.global_step:08d}.flac"
     if not original.exists():
-        write_bytes_atomic(original, flac(item.original, item.rate_hz))
-    write_bytes_atomic(made, flac(item.made, item.rate_hz))
+        write_bytes_atomic(original, encoded(item.original, item.rate_hz))
+    write_bytes_atomic(made, encoded(np.nan_to_num(item.made), item.rate_hz))
     picture = made.with_suffix(".png")
     mel = MelSpectrogram(item.rate_hz, max_hz=None)
     above, below = (mel(torch.from_numpy(audio)[None])[0][0].numpy() for audio in (item.original, item.made))
@@ -204,19 +201,6 @@ def _write(trainer: L.Trainer, item: Heard, folder: Path) -> list[Path]:
     return [original, made, picture]
 
 
-def flac(audio: np.ndarray, rate_hz: int) -> bytes:
-    """(N,) samples as a file."""
-    out = io.BytesIO()
-    soundfile.write(out, np.clip(np.nan_to_num(audio), -1.0, 1.0), rate_hz, format="FLAC")
-    return out.getvalue()
-
-
 def file_name(name: str) -> str:
     """A cut's id as the name of a folder."""
     return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
-
-
-def set_name(trainer: L.Trainer, index: int) -> str:
-    """Of a validation set, its number where the data has no names."""
-    names = getattr(getattr(trainer, "datamodule", None), "val_names", None)
-    return names[index] if names else str(index)

@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from callbacks.listen import file_name, flac, set_name
+from callbacks.listen import file_name
 from callbacks.wandb_log import WandbLog
 from speechlm.batch import AudioBatch
 from speechlm.evals.pictures import mel_with_codes
 from speechlm.files import write_bytes_atomic, write_text_atomic
 from speechlm.nn.mel import MelSpectrogram
+from speechlm.sound import encoded
+from speechlm.validation_sets import set_name
 
 COLUMNS = ["recording", "sound", "log-mel and tokens", "text", "understood", "tokens"]
 
@@ -106,7 +108,7 @@ def _files(
     """The sound, once, and the picture of this step."""
     sound, picture = folder / "original.flac", folder / f"tokens-{step:08d}.png"
     if not sound.exists():
-        write_bytes_atomic(sound, flac(audio.float().cpu().numpy(), rate_hz))
+        write_bytes_atomic(sound, encoded(audio.float().cpu().numpy(), rate_hz))
     transform = MelSpectrogram(rate_hz, hop_samples=rate_hz // 100, max_hz=None)
     mel = transform(audio.float().cpu()[None])[0][0].numpy()
     write_bytes_atomic(picture, mel_with_codes(mel, tokens, 1.0 / token_rate_hz))

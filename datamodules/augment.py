@@ -8,7 +8,8 @@ import numpy as np
 from lhotse.cut import Cut
 
 from datamodules.cuts import read_cuts
-from datamodules.recordings import BadRecording, load_recording, resample
+from datamodules.recordings import BadRecording, load_recording
+from speechlm.sound import resample
 from speechlm.tokens.clock import Clock
 
 NOISE_TRIES = 4

@@ -1,13 +1,6 @@
 """Lhotse cut manifests, read so that no manifest can run code, and written so that a corpus folder can move.
 
-Lhotse itself lets a manifest run shell commands (audio sources of type "command", paths named "pipe:…", Kaldi archives),
-fetch addresses ("url") and unpickle ("memory_raw" arrays, "pillow_memory" images). Nothing of the kind passes here: every
-JSON line is checked against short lists of harmless sources and storages before Lhotse sees it, and what the lists do not
-name is refused with file and line.
-
-Beside Lhotse's own "file", "memory" (base64 in JSON) and "shar", a source may have the type "tar", with `offset` and `size`
-in bytes: a member of an uncompressed tar, read where it lies, so that a corpus made of tars is never unpacked nor copied.
-Likewise an array may have the storage "tar_npy", see `tar_arrays`.
+A line is checked by `cut_lines` before Lhotse sees it; what is refused is said with file and line.
 """
 
 import base64
@@ -17,11 +10,9 @@ import math
 import os
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,16 +20,11 @@ from lhotse import AudioSource, CutSet
 from lhotse.cut import Cut, MixedCut, MonoCut, MultiCut
 from lhotse.serialization import deserialize_item
 
-from datamodules import tar_arrays
-from datamodules.tars import MAX_MEMBER_BYTES, Member, read_member, walk
+from datamodules.cut_lines import SAFE_STORAGES, LineParser, Refused, TarSlice, lines
+from datamodules.tars import Member, walk
 from datamodules.token_folder import TokenFolder
 from speechlm.files import atomic_file
 
-SAFE_SOURCES = ("file", "memory", "shar", "tar")
-SAFE_STORAGES = ("lilcom_chunky", "lilcom_files", "numpy_files", "shar", tar_arrays.STORAGE)  # read without pickle
-CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut")
-MAX_LINE_BYTES = 64 * 2**20
-TAR_KEY = "tar sources"
 SHARD_NAME = re.compile(r"cuts\.(\d+)\.jsonl")
 
 
@@ -61,17 +47,6 @@ class CutSource:
             raise ValueError(f"a source's weight must be a number of at least 0, got {self.weight} for {self.path}")
 
 
-@dataclass
-class TarSlice(AudioSource):
-    """An encoded recording inside an uncompressed tar, read where it lies."""
-
-    offset: int = 0
-    size: int = 0
-
-    def _prepare_for_reading(self, offset: float, duration: float | None) -> BytesIO:
-        return BytesIO(read_member(cast(str, self.source), self.offset, self.size))
-
-
 def read_cuts(path: str | Path, language: str = "", shuffle_seed: str | None = None) -> CutSet:
     """A lazy, checked CutSet from a manifest, a folder of manifests or a Shar folder; its size does not cost memory.
 
@@ -86,16 +61,26 @@ def read_cuts(path: str | Path, language: str = "", shuffle_seed: str | None = N
         ValueError: at once, it is nothing that cuts are read from; while reading, a cut could run code or leave its folder,
             or a line is no cut; with file and line.
     """
-    path = Path(path)
+    manifests, check = find_manifests(Path(path))
+    if shuffle_seed is not None:
+        random.Random(shuffle_seed).shuffle(manifests)
+    return CutSet(cast(Any, CheckedCuts(manifests, language, check)))
+
+
+def find_manifests(path: Path) -> tuple[list[Path], Callable[[Path], None] | None]:
+    """The manifests at a path, by name, and what checks one before it is read, where it is a folder of tokens.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it is nothing that cuts are read from, or a folder of tokens that is not whole.
+    """
     if not path.exists():
         raise FileNotFoundError(f"no cut manifest or folder of them at {path}")
     tokenized = TokenFolder.find(path)
     manifests = tokenized.manifests() if tokenized else manifests_of(path)
     if not manifests:
         raise ValueError(f"cuts are read from .jsonl, .jsonl.gz or a folder that has some, got {path}")
-    if shuffle_seed is not None:
-        random.Random(shuffle_seed).shuffle(manifests)
-    return CutSet(cast(Any, CheckedCuts(manifests, language, tokenized.check if tokenized else None)))
+    return manifests, tokenized.check if tokenized else None
 
 
 @dataclass
@@ -117,7 +102,7 @@ class CheckedCuts:
             if self.check is not None:
                 self.check(path)
             shard = _Shard.beside(path)
-            parser = _LineParser(path.parent)
+            parser = LineParser(path.parent)
             for number, line in enumerate(lines(path), 1):
                 if not line.strip():
                     continue
@@ -125,7 +110,7 @@ class CheckedCuts:
                     yield count, self._cut(parser, line, f"{path}:{number}", shard)
                 count += 1
 
-    def _cut(self, parser: "_LineParser", line: bytes, where: str, shard: "_Shard | None") -> Cut:
+    def _cut(self, parser: "LineParser", line: bytes, where: str, shard: "_Shard | None") -> Cut:
         try:
             fields, tars = parser.parse(line)
             if self.language:
@@ -137,7 +122,7 @@ class CheckedCuts:
                 tars = [shard.source(cut)]
             if tars:
                 _fill_sources(cut, tars)
-        except _Refused as error:
+        except Refused as error:
             raise ValueError(f"{where}: {error}") from None
         except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError, IndexError) as error:
             raise ValueError(
@@ -172,116 +157,12 @@ def write_lines(content: Iterable[bytes], path: Path) -> int:
     return count
 
 
-class _Refused(ValueError):
-    """Something that could run code, reach the network or leave the folder."""
-
-
 def manifests_of(path: Path) -> list[Path]:
+    """Manifests of a folder by name, or the one that a path is; none where there is none."""
     found = sorted(path.iterdir()) if path.is_dir() else [path]
     manifests = [p for p in found if p.name.endswith((".jsonl", ".jsonl.gz")) and not p.name.startswith(".")]
     # In a Shar folder the other .jsonl files are fields, not cuts.
     return [p for p in manifests if SHARD_NAME.match(p.name)] or manifests
-
-
-def lines(path: Path) -> Iterator[bytes]:
-    """Lines of a manifest, none of them longer than `MAX_LINE_BYTES`, whatever a compressed file unfolds to."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                if len(line) > MAX_LINE_BYTES:
-                    raise ValueError(f"{path} has a line of more than {MAX_LINE_BYTES} bytes; no cut is that long")
-                yield line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is cut short or damaged ({error}); fetch or write it again") from error
-
-
-class _LineParser:
-    """Manifest lines to plain values; every JSON object in them, however deep, is checked as it is parsed.
-
-    Recordings hide everywhere: in tracks, custom fields, and as impulse responses of transforms.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-        self.tar_recordings = 0
-        self.decoder = json.JSONDecoder(object_hook=self._check, parse_constant=_refuse_constant)
-
-    def parse(self, line: bytes) -> tuple[dict[str, Any], list[AudioSource]]:
-        """The fields of a cut, and its recording's sources of type "tar", which Lhotse does not know.
-
-        Raises:
-            ValueError: the line is no cut, or has something that is refused.
-        """
-        self.tar_recordings = 0
-        fields = self.decoder.decode(line.decode("utf-8"))
-        if not isinstance(fields, dict) or fields.get("type") not in CUT_TYPES:
-            raise ValueError(f"expected a cut with a type of {', '.join(CUT_TYPES)}")
-        tars: list[AudioSource] = []
-        if self.tar_recordings:
-            tars = fields["recording"].pop(TAR_KEY, []) if isinstance(fields.get("recording"), dict) else []
-            if self.tar_recordings > 1 or not tars:
-                raise _Refused("a source of type 'tar' is read only as the recording of a MonoCut or MultiCut")
-        return fields, tars
-
-    def _check(self, fields: dict[str, Any]) -> dict[str, Any]:
-        if "storage_type" in fields:
-            self._check_storage(fields)
-        if isinstance(sources := fields.get("sources"), list):
-            if any(isinstance(source, dict) and source.get("type") == "tar" for source in sources):
-                self.tar_recordings += 1
-                fields[TAR_KEY] = [self._tar_slice(source) for source in sources]
-                fields["sources"] = [{"type": "shar", "channels": s["channels"], "source": ""} for s in sources]
-            else:
-                for source in sources:
-                    self._check_source(source)
-        return fields
-
-    def _check_source(self, source: Any) -> None:
-        kind = source.get("type") if isinstance(source, dict) else None
-        if kind not in SAFE_SOURCES or "video" in source:
-            raise _Refused(
-                f"an audio source of type {kind!r} is refused, it could run code or reach the network; "
-                f"allowed are {', '.join(SAFE_SOURCES)}, without video"
-            )
-        if kind == "file":
-            source["source"] = self._resolved(source.get("source"))
-        elif kind == "memory":
-            source["source"] = base64.b64decode(str(source.get("source")), validate=True)
-        else:
-            source["source"] = ""
-
-    def _tar_slice(self, source: Any) -> TarSlice:
-        numbers = (source.get("offset"), source.get("size")) if isinstance(source, dict) else ()
-        if not numbers or source.get("type") != "tar" or not all(type(n) is int and n >= 0 for n in numbers):
-            raise _Refused(f"a source of type 'tar' has a path, and an offset and a size in bytes, got {source}")
-        if source["size"] > MAX_MEMBER_BYTES:
-            raise _Refused(f"a recording of {source['size']} bytes is more than the {MAX_MEMBER_BYTES} allowed")
-        path = self._resolved(source.get("source"))
-        return TarSlice("tar", list(source["channels"]), path, offset=source["offset"], size=source["size"])
-
-    def _check_storage(self, fields: dict[str, Any]) -> None:
-        if fields["storage_type"] not in SAFE_STORAGES:
-            raise _Refused(
-                f"storage of type {fields['storage_type']!r} is refused, it could run code or reach the network; "
-                f"allowed are {', '.join(SAFE_STORAGES)}"
-            )
-        if fields["storage_type"] != "shar":
-            fields["storage_path"] = self._resolved(fields.get("storage_path"))
-            self._resolved(fields.get("storage_key"))
-
-    def _resolved(self, name: Any) -> str:
-        """A path as the manifest has it, found from the manifest's folder, which a relative one must not leave."""
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise _Refused(f"{name!r} is not the path of a file")
-        if name.startswith("pipe:") or "://" in name:
-            raise _Refused(f"{name!r} is a command or an address, not the path of a file")
-        if not name.startswith("/") and ".." in name.split("/"):
-            raise _Refused(f"the relative path {name!r} leaves the manifest's folder; write it as an absolute path")
-        return os.path.join(self.folder, name)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
 
 
 def _fill_sources(cut: Cut, sources: list[AudioSource]) -> None:

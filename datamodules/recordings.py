@@ -1,7 +1,6 @@
 """One cut to one clean waveform, or a named reason why not."""
 
 import logging
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -12,10 +11,10 @@ import soundfile
 from lhotse import AudioSource
 from lhotse.audio import audio_backend
 from lhotse.cut import Cut, MixedCut, MonoCut, MultiCut
-from scipy.signal import resample_poly
 
-from datamodules.cuts import TarSlice
+from datamodules.cut_lines import TarSlice
 from datamodules.tars import read_member
+from speechlm.sound import resample
 from speechlm.tokens.clock import Clock
 
 MAX_SAMPLES = 2**27  # of one recording, all channels: a minute of 8 channels at 192 kHz, or a bomb
@@ -60,14 +59,6 @@ def load_recording(cut: Cut, clock: Clock, tolerance_sec: float = 0.1) -> np.nda
     if not audio.any():
         raise BadRecording("silent", "every sample is zero")
     return np.clip(resample(audio, rate_hz, clock.sample_rate_hz), -1.0, 1.0)
-
-
-def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """(N,) float32 at one rate -> (ceil(N * to / from),) float32 at another, by a polyphase filter."""
-    if from_hz == to_hz:
-        return audio
-    common = math.gcd(from_hz, to_hz)
-    return np.asarray(resample_poly(audio, to_hz // common, from_hz // common), dtype=np.float32)
 
 
 def path_of(cut: Cut) -> str:

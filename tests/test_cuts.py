@@ -19,6 +19,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
+from datamodules import cut_lines
 from datamodules import cuts as cuts_module
 from datamodules.cuts import CutSource, read_cuts, write_cuts
 from datamodules.recordings import BadRecording, load_recording
@@ -170,7 +171,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
 def test_a_line_longer_than_any_cut_is_refused_before_it_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuts_module, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(cut_lines, "MAX_LINE_BYTES", 1000)
     with gzip.open(tmp_path / "m.jsonl.gz", "wb") as file:
         file.write(bytes(2**25))
     tracemalloc.start()

@@ -21,7 +21,8 @@ from typing import Any
 import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 
-from datamodules.cuts import TarSlice, write_cuts
+from datamodules.cut_lines import TarSlice
+from datamodules.cuts import write_cuts
 from datamodules.recipes.part_writer import Tally
 from datamodules.tars import Member, read_member, walk
 

@@ -1,26 +1,23 @@
 """Generated sound: written to a file once, and heard by a recogniser that is no part of the model."""
 
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 
 import numpy as np
 import soundfile
 
-from datamodules.recordings import resample
 from speechlm.evals.parts import Parts
 from speechlm.evals.prompts import RATE_HZ
 from speechlm.evals.task import Place
 from speechlm.files import write_bytes_atomic
+from speechlm.sound import encoded, resample
 
 
 def saved_sound(item_id: str, what: str, audio: np.ndarray, parts: Parts, place: Place) -> str:
     """Write (N,) audio of the decoder's rate as FLAC and return the file's name."""
     name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', item_id)[:60]}-{hashlib.sha256(f'{item_id} {what}'.encode()).hexdigest()[:8]}.flac"
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(audio, -1, 1), parts.decoder.sample_rate_hz, format="FLAC", subtype="PCM_16")
-    write_bytes_atomic(place.files / name, buffer.getvalue())
+    write_bytes_atomic(place.files / name, encoded(audio, parts.decoder.sample_rate_hz))
     return name
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from datamodules.recordings import resample
 from speechlm.files import write_text_atomic
+from speechlm.sound import resample
 
 Item = dict[str, Any]
 Said = dict[str, Any]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.recordings import resample
 from speechlm.evals.bootstrap import percent, ratio
 from speechlm.evals.items import file_hash
 from speechlm.evals.parts import MissingPart, Parts
 from speechlm.evals.task import Metric, Record
 from speechlm.nn.safe_pt import read_pt
+from speechlm.sound import resample
 from speechlm.tokens.tokenizer import fingerprint
 
 RATE_HZ = 16_000

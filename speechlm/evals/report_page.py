@@ -1,12 +1,12 @@
-"""One HTML page that needs nothing else: sounds, pictures and numbers of a speech tokenizer."""
+"""One HTML page that needs nothing else, of sounds, pictures and numbers: what every report is written with."""
 
 import base64
-import io
 from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
-import soundfile as sf
+
+from speechlm.sound import encoded
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -24,6 +24,7 @@ p.lead { color: var(--soft); margin: 0 0 1.6rem }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums }
 .scroll { overflow-x: auto }
 th, td { text-align: left; padding: .45rem .5rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+td:first-child { white-space: normal; min-width: 9rem }
 th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 1rem 1.1rem;
   margin: 1rem 0 }
@@ -98,9 +99,8 @@ def picture(png: bytes, alt: str) -> str:
 
 def player(audio: np.ndarray, sample_rate_hz: int) -> str:
     """An inline player of a (N,) waveform, as Opus."""
-    out = io.BytesIO()
-    sf.write(out, np.clip(audio, -1.0, 1.0), sample_rate_hz, format="OGG", subtype="OPUS")
-    return f'<audio controls preload="none" src="data:audio/ogg;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
+    sound = base64.b64encode(encoded(audio, sample_rate_hz, "OGG", "OPUS")).decode()
+    return f'<audio controls preload="none" src="data:audio/ogg;base64,{sound}"></audio>'
 
 
 def facts(pairs: list[tuple[str, str]]) -> str:

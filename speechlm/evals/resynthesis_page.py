@@ -1,15 +1,14 @@
 """The listening page of resynthesised recordings: each beside its original, to hear and to see."""
 
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 import torch
-from scipy.signal import resample_poly
 
 from speechlm.evals.pictures import mel_above_mel
 from speechlm.evals.report_page import Page, card, facts, picture, plain, player, words
 from speechlm.nn.mel import MelSpectrogram
+from speechlm.sound import resample
 
 OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 
@@ -55,8 +54,7 @@ def _card(pair: Pair, rate_hz: int) -> str:
 def sound(audio: np.ndarray, rate_hz: int) -> str:
     """A player at the next higher rate that Opus has."""
     to_hz = next((rate for rate in OPUS_RATES_HZ if rate >= rate_hz), OPUS_RATES_HZ[-1])
-    common = gcd(rate_hz, to_hz)
-    return player(np.asarray(resample_poly(audio, to_hz // common, rate_hz // common), np.float32), to_hz)
+    return player(resample(audio, rate_hz, to_hz), to_hz)
 
 
 def _mel(mel: MelSpectrogram, audio: np.ndarray) -> np.ndarray:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from datamodules.recordings import resample
 from speechlm.evals.items import read_items
 from speechlm.evals.report_page import card, player, words
 from speechlm.guide.plan import Plan
+from speechlm.sound import resample
 
 RATE_HZ = 16_000  # one that Opus has
 SPOKEN_TEXTS = 4
