@@ -49,11 +49,6 @@ class Clock:
         """Samples one speech token spans: 1280 at 16 kHz and 12.5 Hz."""
         return int(self._samples_per_token)
 
-    @property
-    def frame_rate_hz(self) -> float:
-        """Mel frames per second: 100 at 16 kHz and hop 160."""
-        return self.sample_rate_hz / self.hop_samples
-
     def num_samples(self, seconds: float) -> int:
         """Samples in `seconds`, to the nearest sample (ties to even, as a recording's own length is whole anyway)."""
         return round(seconds * self.sample_rate_hz)
@@ -91,10 +86,6 @@ class Clock:
     def samples_of_tokens(self, num_tokens: int) -> int:
         """Samples that `num_tokens` full tokens span."""
         return num_tokens * self.samples_per_token
-
-    def samples_to_whole_token(self, num_samples: int) -> int:
-        """`num_samples` rounded up to a whole token: what audio is padded to before it is tokenized."""
-        return self.samples_of_tokens(self.num_tokens(num_samples))
 
     def seconds_of_samples(self, num_samples: int) -> float:
         """Duration of `num_samples`, in seconds."""
