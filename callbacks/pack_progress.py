@@ -2,6 +2,8 @@
 
 import time
 
+from callbacks.eta import eta
+
 
 class PackProgress:
     """Shows documents and ids per second, and the time left by bytes of the corpus.
@@ -34,12 +36,8 @@ class PackProgress:
             print(self, flush=True)
 
     def eta(self) -> str:
-        """Time left as h:mm:ss, or "?" while nothing is known."""
-        if not self.bytes:
-            return "?"
-        rest = self.total_bytes - self.kept_bytes - self.bytes
-        left = int((time.monotonic() - self._began) / self.bytes * rest)
-        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        """Time left, by bytes."""
+        return eta(time.monotonic() - self._began, self.bytes, self.total_bytes - self.kept_bytes - self.bytes)
 
     def __str__(self) -> str:
         elapsed = max(1e-9, time.monotonic() - self._began)

@@ -9,6 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from callbacks.eta import eta
+
 
 class RunClock:
     """Estimates the time to the end of a run from the steps done since it started or resumed."""
@@ -21,12 +23,12 @@ class RunClock:
         self._first_step, self._start = trainer.global_step, time.monotonic()
 
     def eta(self, trainer: L.Trainer) -> str:
-        """Time left as h:mm:ss, or "?" while nothing is known."""
-        done, total = trainer.global_step - self._first_step, total_steps(trainer)
-        if done <= 0 or total is None:
+        """Time left, "?" where nobody knows how many steps there are."""
+        total = total_steps(trainer)
+        if total is None:
             return "?"
-        left = (time.monotonic() - self._start) / done * max(0, total - trainer.global_step)
-        return f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
+        done = trainer.global_step - self._first_step
+        return eta(time.monotonic() - self._start, done, total - trainer.global_step)
 
 
 def total_steps(trainer: L.Trainer) -> int | None:

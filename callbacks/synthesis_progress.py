@@ -1,4 +1,4 @@
-"""Progress of synthesis: a line now and then, with rates, the time left, and what a target would cost."""
+"""Progress of synthesis: a line now and then, with rates, and what a target would cost."""
 
 import time
 

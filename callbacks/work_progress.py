@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from callbacks.eta import eta
+
 
 class WorkProgress:
     """Shows how many cuts are done, how many times faster than real time, how much of the audio is padding, and the time left.
@@ -57,11 +59,8 @@ class WorkProgress:
         return 1.0 - self.seconds / self.padded_seconds if self.padded_seconds else 0.0
 
     def eta(self) -> str:
-        """Time left as h:mm:ss, or "?" while nothing is known."""
-        if not self.done:
-            return "?"
-        left = int((time.monotonic() - self._began) / self.done * (self.total - self.found - self.done))
-        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        """Time left, by cuts."""
+        return eta(time.monotonic() - self._began, self.done, self.total - self.found - self.done)
 
     def __str__(self) -> str:
         speed = f"{self.times_real_time:.0f} x real time, {self.padding_share:.1%} padding"
