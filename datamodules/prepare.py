@@ -14,6 +14,7 @@ python -m datamodules.prepare table --table data/es/table.tsv --out data/es --la
 
 import gzip
 import itertools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,25 +61,36 @@ def main(args: list[str] | None = None) -> None:
 
 
 def write_card(words: list[str]) -> None:
-    """Say beside the manifests what they are of; the licence is the publishers'."""
+    """Say beside the manifests what they are of; the licence is the publishers', or what was said."""
     settings = dict(itertools.pairwise(word for words_ in words for word in words_.split("=", 1)))
     name, out = words[0], Path(settings["--out"])
     corpus = settings.get("--corpus") or settings.get("--table") or ""
-    parts = {path.name.removesuffix(".jsonl.gz"): count_lines(path) for path in sorted(out.glob("*.jsonl.gz"))}
-    counts = {f"recordings in {part}": count for part, count in parts.items()}
+    counts: dict[str, float] = {}
+    languages: set[str] = set()
+    for path in sorted(out.rglob("*.jsonl.gz")):
+        part = path.relative_to(out).as_posix().removesuffix(".jsonl.gz")
+        recordings, seconds, spoken = contents(path)
+        counts |= {f"recordings in {part}": recordings, f"hours in {part}": seconds / 3600}
+        languages |= spoken
     DataCard(
         f"Manifests of {name}",
         f"python -m datamodules.prepare {name}",
         (corpus,),
-        LICENCES.get(name, ""),
-        counts=counts,
+        settings.get("--licence") or LICENCES.get(name, ""),
+        tuple(sorted(languages)),
+        counts,
     ).write(out)
 
 
-def count_lines(path: Path) -> int:
-    """Lines of a compressed manifest, read once from front to back."""
+def contents(path: Path) -> tuple[int, float, set[str]]:
+    """Cuts, seconds and languages of a compressed manifest, read once from front to back."""
+    count, seconds, languages = 0, 0.0, set[str]()
     with gzip.open(path, "rb") as file:
-        return sum(1 for _ in file)
+        for count, line in enumerate(file, 1):  # noqa: B007 - the last count is the number of cuts
+            cut = json.loads(line)
+            seconds += cut["duration"]
+            languages |= {said["language"] for said in cut.get("supervisions", ()) if said.get("language")}
+    return count, seconds, languages
 
 
 if __name__ == "__main__":

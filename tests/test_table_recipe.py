@@ -94,3 +94,28 @@ def test_other_files_are_no_tables(tmp_path: Path):
     path = table(tmp_path, ".jsonl").rename(tmp_path / "table.xlsx")
     with pytest.raises(SystemExit, match=r"\.jsonl, \.tsv or \.csv"):
         prepare(path)
+
+
+def test_a_file_that_is_no_sound_is_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = table(tmp_path, ".tsv")
+    (tmp_path / "wavs" / "r05.flac").write_bytes(b"<html>")
+    sides = prepare(path)
+    assert sum(map(len, sides.values())) == len(TEXTS) - 1
+    assert "1 left out (1 unreadable audio)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ['"Buenos dias', '"Buenos" dias'])
+def test_a_stray_quotation_mark_swallows_no_rows(tmp_path: Path, text: str):
+    path = table(tmp_path, ".tsv")
+    path.write_text(path.read_text().replace("cuatro", text))
+    with pytest.raises(SystemExit, match="quotation mark"):
+        prepare(path)
+
+
+def test_the_card_says_how_much_there_is_of_what_and_under_which_licence(tmp_path: Path):
+    sides = prepare(table(tmp_path, ".jsonl"), "--licence", "CC0-1.0")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["licence"] == "CC0-1.0" and card["languages"] == ["es"]
+    for name, cuts in sides.items():
+        assert card["counts"][f"recordings in {name}"] == len(cuts)
+        assert card["counts"][f"hours in {name}"] == pytest.approx(sum(cut.duration for cut in cuts) / 3600)
