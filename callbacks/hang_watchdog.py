@@ -53,9 +53,8 @@ class HangWatchdog(L.Callback):
 
     def before_launch(self) -> None:
         """Called before the ranks look for each other; `setup` is when they have."""
-        faulthandler.dump_traceback_later(
-            self.start_timeout_sec, file=sys.__stderr__ or 2, exit=True
-        )  # the process's own
+        own = sys.__stderr__ or 2  # the process's, whatever sys.stderr is by now
+        faulthandler.dump_traceback_later(self.start_timeout_sec, file=own, exit=True)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         faulthandler.cancel_dump_traceback_later()

@@ -14,14 +14,8 @@ from speechlm.provenance import code_diff, provenance, redact
 from speechlm.runs import leaves
 from speechlm.tokens.vocab import Vocab
 
-ORIGIN = (
-    "started",
-    "command",
-    "git",
-    "hardware",
-    "world_size",
-    "num_nodes",
-)  # of env.json, for the config of a W&B run
+#: Of env.json, for the config of a W&B run.
+ORIGIN = ("started", "command", "git", "hardware", "world_size", "num_nodes")
 
 
 class RunRecord(L.Callback):

@@ -70,9 +70,8 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} has weights but no state of a training run; start from it with --init_from")
     loop = content["loops"]["fit_loop"]
     epochs = loop["epoch_progress"]["current"]
-    whole = loop["epoch_loop.batch_progress"][
-        "is_last_batch"
-    ]  # Lightning also counts an epoch that `max_steps` cut short
+    # Lightning also counts an epoch that `max_steps` cut short.
+    whole = loop["epoch_loop.batch_progress"]["is_last_batch"]
     return Checkpoint(Path(path), content["global_step"], epochs["completed"] if whole else epochs["started"] - 1)
 
 

@@ -49,9 +49,8 @@ class SpeechChecks:
             return "no end"
         if len(generation.ids) < self.min_new(text_ids):
             return "too short"
-        again = len(generation.ids) - len(
-            set(generation.ids)
-        )  # ids that stood there before; every repetition needs some
+        # Ids that stood there before; every repetition needs some.
+        again = len(generation.ids) - len(set(generation.ids))
         if again >= self.max_run and longest_run(generation.ids) > self.max_run:
             return "stuck"
         return "loop" if loops(generation.ids, self.max_repeats, min(12, again // max(1, self.max_repeats - 1))) else ""

@@ -71,9 +71,8 @@ class HuggingFaceEngine:
         waiting, working = iter(prompts), list[_Sequence]()
         more = True
         while more or working:
-            if more and self.slots - len(working) >= max(
-                1, self.slots // 8
-            ):  # a few at a time: filling has a price of its own
+            # A few at a time: filling has a price of its own.
+            if more and self.slots - len(working) >= max(1, self.slots // 8):
                 more = self._fill(waiting, working, sampling)
                 yield from self._finished(working)
             if working:

@@ -1,4 +1,4 @@
-"""Judges of waveforms: by what repeats with a period, and by spectrograms of several resolutions.
+"""Judges of waveforms (discriminators): by what repeats with a period, and by spectrograms of several resolutions.
 
 HiFi-GAN (https://arxiv.org/abs/2010.05646) and UnivNet (https://arxiv.org/abs/2106.07889), with the numbers of CosyVoice.
 """
@@ -30,7 +30,7 @@ class Discriminator(nn.Module):
 
 
 class PeriodJudge(Discriminator):
-    """Looks at every p-th sample.
+    """Looks at every p-th sample: one of the multi-period discriminator (MPD).
 
     Args:
         period: p.
@@ -54,7 +54,7 @@ class PeriodJudge(Discriminator):
 
 
 class SpectrumJudge(Discriminator):
-    """Looks at the magnitudes of one short-time Fourier transform, which is done in float32.
+    """Looks at the magnitudes of one short-time Fourier transform, in float32: one of the multi-resolution discriminator (MRD).
 
     Args:
         n_fft: bins come from it.
@@ -90,7 +90,7 @@ class SpectrumJudge(Discriminator):
 
 
 class Jury(Discriminator):
-    """Judges for several periods and several resolutions.
+    """Judges for several periods and several resolutions: MPD and MRD together.
 
     Args:
         periods: in samples.

@@ -90,14 +90,12 @@ class LogMel(nn.Module):
     def _extended(self, audio: Tensor, audio_lens: Tensor, padded_lens: Tensor) -> Tensor:
         """(B, N) -> (B, N' + 400): zeros behind the end, both edges of each recording mirrored as a centred STFT does."""
         edge = N_FFT // 2
-        width = max(
-            int(padded_lens.max()), self.pad_to
-        )  # a recording of no samples has no frames, but an edge to mirror
+        # A recording of no samples has no frames, but an edge to mirror.
+        width = max(int(padded_lens.max()), self.pad_to)
         audio = F.pad(audio, (0, max(0, width - audio.shape[1])))[:, :width]
         audio = audio * length_mask(audio_lens, width)
-        mirrored = (
-            padded_lens[:, None] - 2 - torch.arange(edge, device=audio.device)
-        )  # right edge, without the last sample
+        # The right edge, without the last sample.
+        mirrored = padded_lens[:, None] - 2 - torch.arange(edge, device=audio.device)
         tail = audio.gather(1, mirrored.clamp(min=0))
         extended = F.pad(audio, (edge, edge))
         extended[:, :edge] = audio[:, 1 : edge + 1].flip(1)

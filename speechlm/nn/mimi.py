@@ -84,9 +84,8 @@ class MimiTokens:
 
     def _codes(self, audio: Tensor) -> Tensor:
         """(B, N) whole frames -> (B, frames * codebooks) tokens, frame by frame."""
-        codes = self.model.encode(
-            audio[:, None], num_quantizers=self.tokens_per_frame
-        ).audio_codes  # (B, codebooks, frames)
+        encoded = self.model.encode(audio[:, None], num_quantizers=self.tokens_per_frame)
+        codes = encoded.audio_codes  # (B, codebooks, frames)
         offsets = self.codebook_size * torch.arange(self.tokens_per_frame, device=codes.device)
         return (codes + offsets[:, None]).transpose(1, 2).flatten(1)
 

@@ -7,18 +7,8 @@ from scipy.signal import firwin, resample_poly
 
 ZEROS = 16  # crossings of the windowed sine on each side
 KAISER = 8.0
-RATES_HZ = (
-    8_000,
-    11_025,
-    12_000,
-    16_000,
-    22_050,
-    24_000,
-    32_000,
-    44_100,
-    48_000,
-    96_000,
-)  # others make filters of any length
+#: Others make filters of any length.
+RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
 
 
 class Resampler:

@@ -61,9 +61,7 @@ class Written(NamedTuple):
 
     ids: np.ndarray  # (N,) int64 shared ids
     target: int  # position where the target begins: from there on ids are predicted
-    spans: tuple[tuple[int, int], ...] | None = (
-        None  # [begin, end) that are predicted, where not all behind `target` are
-    )
+    spans: tuple[tuple[int, int], ...] | None = None  # [begin, end) to predict, where not all behind `target` are
 
 
 class Writer:
@@ -95,13 +93,8 @@ class Writer:
         if kind not in TEMPLATES:
             raise ValueError(f"kind must be one of {', '.join(TEMPLATES)}, got {kind!r}")
         template = template or TEMPLATES[kind]
-        self.vocab, self.encode, self.specials, self.end, self.boundaries = (
-            vocab,
-            encode,
-            specials or {},
-            end,
-            boundaries,
-        )
+        self.vocab, self.encode, self.specials = vocab, encode, specials or {}
+        self.end, self.boundaries = end, boundaries
         self.prompt, self.target = self._parsed(template.prompt), self._parsed(template.target)
         slots = [part for part in self.prompt + self.target if isinstance(part, str)]
         self.voiced = "{voice}" in slots
