@@ -10,16 +10,12 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lhotse.cut import Cut
-
 from datamodules.cut_shards import CutShards
-from datamodules.cuts import CheckedCuts
-from datamodules.sealed import read_sealed, seal_of, write_sealed
+from datamodules.sealed import begin, read_sealed, seal_of, write_sealed
 from speechlm.conservation import Account
 
 HEADER, HEARD, CUTS, CHOSEN, SUMMARY = "labels.json", "heard", "cuts", "chosen", "summary.json"
@@ -44,37 +40,6 @@ class LabelPlan(CutShards):
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "manifests": self._manifest_rows()}
-
-    def shards(self, wanted: range) -> Iterator[tuple[int, list[Cut]]]:
-        """The wanted shards in order, with their cuts.
-
-        Raises:
-            ValueError: a manifest is refused, or has changed.
-        """
-        shard, cuts = -1, list[Cut]()
-        for number, cut in self._numbered(wanted):
-            if number // self.shard_size != shard and cuts:
-                yield shard, self._whole(shard, cuts)
-                cuts = []
-            shard = number // self.shard_size
-            cuts.append(cut)
-        if cuts:
-            yield shard, self._whole(shard, cuts)
-
-    def _numbered(self, wanted: range) -> Iterator[tuple[int, Cut]]:
-        first = 0
-        for manifest in self.manifests:
-            begin = first
-            cuts = CheckedCuts([Path(manifest.path)]).numbered(lambda n, b=begin: (b + n) // self.shard_size in wanted)  # type: ignore[misc]
-            yield from ((begin + number, cut) for number, cut in cuts)
-            first += manifest.cuts
-
-    def _whole(self, shard: int, cuts: list[Cut]) -> list[Cut]:
-        if len(cuts) != self.shard_length(shard):
-            raise ValueError(
-                f"shard {shard} has {len(cuts)} cuts instead of {self.shard_length(shard)}: a manifest has changed"
-            )
-        return cuts
 
 
 @dataclass
@@ -138,14 +103,7 @@ class LabelFolder:
             ValueError: it was begun with something else; naming both sides.
         """
         path = Path(path)
-        if not (path / HEADER).exists():
-            write_sealed(path / HEADER, plan.to_dict())
-        begun, wanted = (_flat(fields) for fields in (read_sealed(path / HEADER), plan.to_dict()))
-        changed = [
-            f"{name}: {begun.get(name)} -> {value}" for name, value in wanted.items() if begun.get(name) != value
-        ]
-        if changed:
-            raise ValueError(f"{path} was begun with something else; choose another `out`:\n  " + "\n  ".join(changed))
+        begin(path / HEADER, plan.to_dict())
         return LabelFolder(path, plan)
 
     @property
@@ -196,8 +154,3 @@ class LabelFolder:
         except (FileNotFoundError, ValueError):
             return None
         return content if content.get("made_with") == self.seal else None
-
-
-def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """Settings beside what they are settings of."""
-    return {**fields, **{f"settings.{name}": value for name, value in fields["settings"].items()}, "settings": None}

@@ -22,6 +22,7 @@ from datamodules.quiet_splits import quiet_splits
 from datamodules.recipes.part_writer import PartWriter
 from datamodules.recipes.utterances import Utterance, write_utterances
 from datamodules.recordings import BadRecording, load_recording, path_of
+from datamodules.token_plan import cuts_by_shard
 from datamodules.tokenizing import Watcher
 from speechlm.tokens.clock import Clock
 
@@ -196,7 +197,7 @@ class Labeller:
         """Hear what has not been heard yet, and choose among all of it; the counts of this rank's shards."""
         total = Counts()
         with ThreadPoolExecutor(self.listening.decode_threads) as pool:
-            for shard, cuts in self.folder.plan.shards(self.mine):
+            for shard, cuts in cuts_by_shard(self.folder.plan, lambda shard: shard in self.mine):
                 heard = self.folder.heard(shard)
                 if heard is None:
                     heard = self.folder.write_heard(shard, self._hear(cuts, pool))

@@ -14,7 +14,7 @@ from datamodules.dialogues import dialogue_files
 from datamodules.document_rows import DocumentScribe, Scribe
 from datamodules.documents import Unusable, files_of
 from datamodules.interleaved import Making, read_making
-from datamodules.sealed import read_sealed, seal_of, write_sealed
+from datamodules.sealed import begin, seal_of
 from datamodules.token_folder import TokenFolder
 from speechlm.conservation import Account
 from speechlm.text_tokenizer import TextTokenizer
@@ -159,7 +159,9 @@ class PackJob:
         self.token_rate_hz = token_rate(self.source, files, self.vocab)
         self.units = list(group(files, self.settings.unit_mb * 1e6))
         self.scribe = self._scribe()
-        self._begin(self._plan(files))
+        plan = self._plan(files)
+        begin(self.folder / PLAN, plan)
+        self.seal = seal_of(plan)
 
     def path(self, unit: int) -> Path:
         """File of rows of a unit."""
@@ -234,20 +236,6 @@ class PackJob:
             "text_tokenizer": self.tokenizer.fingerprint,
             "files": [[str(file), file.stat().st_size] for file in files],
         }
-
-    def _begin(self, plan: dict[str, Any]) -> None:
-        path = self.folder / PLAN
-        if path.exists():
-            before = read_sealed(path)
-            changed = [name for name in plan if before.get(name) != plan[name]]
-            if changed:
-                raise ValueError(
-                    f"{self.folder} was begun with something else ({', '.join(changed)} differ): choose another `out`, or go on "
-                    f"with what {path} says"
-                )
-        else:
-            write_sealed(path, plan)
-        self.seal = seal_of(plan)
 
     def _scribe(self) -> Scribe:
         source, row_len = self.source, self.settings.row_len

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.cut_shards import CutShards, ManifestCount
-from datamodules.sealed import read_sealed, seal_of, write_sealed
+from datamodules.sealed import read_sealed, require_same, seal_of, write_sealed
 from speechlm.conservation import Account
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
@@ -301,29 +301,13 @@ def start_folder(path: str | Path, header: Header) -> TokenFolder:
         ValueError: it was begun with other manifests, another tokenizer or other settings.
     """
     path = Path(path)
+    # Names that begin with a dot are other ranks', which write the same header just now.
     names = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
-    if (
-        names and HEADER not in names
-    ):  # names that begin with a dot are other ranks', which write the same header just now
+    if names and HEADER not in names:
         raise ValueError(f"{path} is not empty and has no {HEADER}; choose another `out`, nothing is overwritten")
     if not names:
         write_sealed(path / HEADER, header.to_dict())
     found = TokenFolder.find(path)
     assert found is not None
-    changed = _differences(found.header.to_dict(), header.to_dict())
-    if changed:
-        lines = "".join(f"\n  {name}: {old} -> {new}" for name, old, new in changed)
-        raise ValueError(
-            f"{path} was begun with something else:{lines}\nchoose another `out`, or go on with what it was begun with"
-        )
+    require_same(path, found.header.to_dict(), header.to_dict())
     return found
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, str, str]]:
-    """(dotted name, before, now) of plain values that differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{name}.{k}" if name else k)]
-    if isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
-        return [d for i, (a, b) in enumerate(zip(before, now, strict=True)) for d in _differences(a, b, f"{name}.{i}")]
-    return [] if before == now else [(name, str(before), str(now))]

@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from lhotse.cut import Cut, MonoCut, MultiCut
 
-from datamodules.cut_shards import ManifestCount
-from datamodules.cuts import CheckedCuts, lines, manifests_of
+from datamodules.cut_lines import lines
+from datamodules.cut_shards import CutShards, ManifestCount
+from datamodules.cuts import CheckedCuts, find_manifests
 from datamodules.token_folder import Header, TokenFolder
 
 
@@ -34,7 +36,7 @@ def count_manifests(paths: Sequence[str], known: Sequence[ManifestCount] = ()) -
     """
     counts = {(m.path, m.sha256): m.cuts for m in known}
     found: list[ManifestCount] = []
-    for manifest in (m for path in paths for m in _manifests(Path(path))):
+    for manifest in (m for path in paths for m in find_manifests(Path(path))[0]):
         with open(manifest, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         cuts = counts.get((str(manifest), sha256))
@@ -48,51 +50,46 @@ def count_manifests(paths: Sequence[str], known: Sequence[ManifestCount] = ()) -
 
 
 def shards(header: Header, wanted: Callable[[int], bool]) -> Iterator[ShardCuts]:
+    """The wanted shards of `cuts_by_shard`; cuts that can not carry tokens, or not safely, are skipped by name."""
+    for index, cuts in cuts_by_shard(header, wanted):
+        shard = ShardCuts(index, cuts)
+        names: set[str] = set()
+        for position, cut in enumerate(cuts):
+            reason = _unfit(cut) or ("duplicate id" if cut.id in names else "")
+            names.add(cut.id)
+            if reason:
+                shard.skipped[position] = (reason, _ADVICE[reason])
+        yield shard
+
+
+def cuts_by_shard(plan: CutShards, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Cut]]]:
     """The wanted shards in order, with their cuts; lines of other shards are passed over unread, other manifests unopened.
 
     Raises:
         ValueError: a line is no cut, or could run code, with file and line; or a manifest has changed since it was counted.
     """
-    shard: ShardCuts | None = None
-    for number, cut in _numbered(header, wanted):
-        if shard is None or shard.index != number // header.shard_size:
-            if shard is not None:
-                yield _checked(shard, header)
-            shard = ShardCuts(number // header.shard_size)
-        shard.cuts.append(cut)
-    if shard is not None:
-        yield _checked(shard, header)
+    for index, numbered in groupby(_numbered(plan, wanted), key=lambda pair: pair[0] // plan.shard_size):
+        cuts, planned = [cut for _, cut in numbered], plan.shard_length(index)
+        if len(cuts) != planned:
+            raise ValueError(f"shard {index} has {len(cuts)} cuts instead of {planned}: a manifest has changed")
+        yield index, cuts
 
 
-def _numbered(header: Header, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Cut]]:
+def _numbered(plan: CutShards, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Cut]]:
     """Cuts of wanted shards with their numbers over all manifests."""
     first = 0
-    for manifest in header.manifests:
+    for manifest in plan.manifests:
         begin, end = first, first + manifest.cuts
-        last_shard = max(begin, end - 1) // header.shard_size
-        if manifest.cuts and any(wanted(shard) for shard in range(begin // header.shard_size, last_shard + 1)):
+        last_shard = max(begin, end - 1) // plan.shard_size
+        if manifest.cuts and any(wanted(shard) for shard in range(begin // plan.shard_size, last_shard + 1)):
             path = Path(manifest.path)
             tokenized = TokenFolder.find(path.parent)
             cuts = CheckedCuts([path], check=tokenized.check if tokenized else None)
-            for number, cut in cuts.numbered(lambda n, begin=begin: wanted((begin + n) // header.shard_size)):  # type: ignore[misc]
+            for number, cut in cuts.numbered(lambda n, begin=begin: wanted((begin + n) // plan.shard_size)):  # type: ignore[misc]
                 if begin + number >= end:
                     raise ValueError(f"{path} has more than the {manifest.cuts} cuts it had when the work was planned")
                 yield begin + number, cut
         first = end
-
-
-def _checked(shard: ShardCuts, header: Header) -> ShardCuts:
-    """The shard, whole; cuts that can not carry tokens, or not safely, are skipped by name."""
-    planned = header.shard_length(shard.index)
-    if len(shard.cuts) != planned:
-        raise ValueError(f"shard {shard.index} has {len(shard.cuts)} cuts instead of {planned}: a manifest has changed")
-    names: set[str] = set()
-    for position, cut in enumerate(shard.cuts):
-        reason = _unfit(cut) or ("duplicate id" if cut.id in names else "")
-        names.add(cut.id)
-        if reason:
-            shard.skipped[position] = (reason, _ADVICE[reason])
-    return shard
 
 
 _ADVICE = {
@@ -107,16 +104,6 @@ def _unfit(cut: Cut) -> str:
         return "mixed cut"
     name = cut.id
     return "unsafe id" if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name else ""
-
-
-def _manifests(path: Path) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"no cut manifest or folder of them at {path}")
-    tokenized = TokenFolder.find(path)
-    manifests = tokenized.manifests() if tokenized else manifests_of(path)
-    if not manifests:
-        raise ValueError(f"cuts are read from .jsonl, .jsonl.gz or a folder that has some, got {path}")
-    return manifests
 
 
 def _refuse_repeated(manifests: list[ManifestCount]) -> None:

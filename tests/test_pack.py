@@ -356,7 +356,7 @@ def test_the_template_of_a_source_is_used(kit: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--packing.row_len", "128"], "was begun with something else (settings differ)"),
+        (["--packing.row_len", "128"], "settings.row_len: 64 -> 128"),
         (["--sources.text.language", "fr"], "argument sources.text: "),
         (["--num_speech", "65"], "was made with vocabulary"),
     ],
