@@ -84,7 +84,7 @@ class FitCLI(LightningCLI):
             if logger.get("class_path", "").endswith("WandbLog") and logger.init_args.save_dir == ".":
                 logger.init_args.save_dir = str(self.folder)
                 logger.init_args.name = logger.init_args.name or str(self.config.name)
-        self.plain_config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        self.plain_config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         for argument in ("init_from", "ckpt_path"):
             path = self.config[argument]
             if path and not Path(path).exists():
