@@ -23,6 +23,7 @@ from speechlm.hidden_secrets import hide_secrets
 from speechlm.load import load_stage
 from speechlm.model_card import write_model_card
 from speechlm.nn.flow_released import write_flow
+from speechlm.nn.glm4voice import is_released
 from speechlm.nn.glm4voice_export import save_tokenizer
 from speechlm.nn.glm4voice_lm import convert_released, save_released
 from speechlm.nn.hf_export import save_hf, verify
@@ -30,6 +31,7 @@ from speechlm.nn.hift import HiFT
 from speechlm.nn.hift_released import write_hift
 from speechlm.nn.lora import merge_lora
 from speechlm.nn.token_start import CODEBOOK
+from speechlm.released import released_stage
 from speechlm.stages.flow_decoder import FlowDecoder
 from speechlm.stages.speech_lm import SpeechLM
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
@@ -160,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", help="run folder")
+    source.add_argument("--run", help="run folder, or a tokenizer in the released form")
     source.add_argument("--released", help="folder of the released glm-4-voice-9b, to be made one of transformers'")
     parser.add_argument("--out", required=True, help="folder to write")
     names = sorted({name for formats in FORMATS.values() for name in formats})
@@ -174,12 +176,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def export_run(settings: argparse.Namespace) -> None:
-    """Load a run's stage and write it.
+    """Load a run's stage, or a tokenizer in the released form, and write it.
 
     Raises:
         ValueError: it can not be written so.
     """
-    stage = load_stage(settings.run, settings.checkpoint)
+    released = is_released(settings.run)
+    stage = released_stage(settings.run) if released else load_stage(settings.run, settings.checkpoint)
     formats = next((formats for kind, formats in FORMATS.items() if isinstance(stage, kind)), {})
     name = settings.format or next(iter(formats), "")
     if name not in formats:
@@ -188,7 +191,8 @@ def export_run(settings: argparse.Namespace) -> None:
     account = account_of(stage, averaged).require(settings.run)
     formats[name](stage, settings.out, settings)
     print(account)
-    write_model_card(settings.run, stage, settings.out, name)
+    if not released:  # nothing is known of how it was trained
+        write_model_card(settings.run, stage, settings.out, name)
 
 
 def main(args: Sequence[str] | None = None) -> None:
