@@ -123,26 +123,24 @@ class AudioDataModule(L.LightningDataModule):
     def train_dataloader(self) -> CountedLoader:
         epoch, batches = position(self.trainer) if self.trainer else (0, 0)
         sampler = ResumedSampler(self._train_batches, epoch, self._at_this_world_size(batches))
-        dataset = AudioDataset(
-            self.clock,
-            self.duration_tolerance_sec,
-            self.join_seconds,
-            self.augmentation,
-            self.seed,
-        )
-        return CountedLoader(self._loader(dataset, sampler), self.skips, sampler)
+        return CountedLoader(self._loader(self._train_dataset(), sampler), self.skips, sampler)
 
     def val_dataloader(self) -> list[CountedLoader]:
         loaders = []
         for source in self.val_sources.values():
             cuts = self._found(UsableCuts(source, self.unfit))
             batches = self._batches(CutSet(cast(Any, cuts)), self._buckets(cuts), shuffle=False, epoch=0)
-            dataset = AudioDataset(self.clock, self.duration_tolerance_sec)
-            sampler = ResumedSampler(every_epoch(batches))
-            loaders.append(
-                CountedLoader(self._loader(dataset, sampler), Skips(self.max_skip_rate, self.min_skip_count))
-            )
+            loader = self._loader(self._val_dataset(), ResumedSampler(every_epoch(batches)))
+            loaders.append(CountedLoader(loader, Skips(self.max_skip_rate, self.min_skip_count)))
         return loaders
+
+    def _train_dataset(self) -> Dataset:
+        """What makes batches of training cuts."""
+        return AudioDataset(self.clock, self.duration_tolerance_sec, self.join_seconds, self.augmentation, self.seed)
+
+    def _val_dataset(self) -> Dataset:
+        """What makes batches of held-out cuts."""
+        return AudioDataset(self.clock, self.duration_tolerance_sec)
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of the data depends on, for `load_state_dict` to compare; the position is in Lightning's loops."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -104,8 +105,48 @@ class UsableCuts:
                 self.left_out[reason] += 1
 
 
-class AudioDataset(Dataset):
-    """(cuts of a batch, spare cuts) -> `AudioBatch` and the number of recordings in it; runs in the loader's workers.
+R = TypeVar("R")
+B = TypeVar("B")
+
+
+class DecodingDataset(Dataset, Generic[R, B]):
+    """(cuts of a batch, spare cuts) -> a batch and the number of recordings in it; runs in the loader's workers.
+
+    Recordings that can not be used are skipped and named in the batch. Ranks must train the same number of batches, so one that
+    would be empty can not be passed over: spares stand in, chosen by the position alone, as all else is.
+    """
+
+    def __getitem__(self, item: tuple[list[Cut], list[Cut]]) -> tuple[B, int]:
+        cuts, spares = item
+        rows, skipped = self._rows(cuts)
+        if not rows:
+            rows, skipped_too = self._rows(spares)
+            skipped += skipped_too
+        if not rows:
+            raise RuntimeError(f"not one recording of a batch, nor of the one before it, could be used: {skipped[:5]}")
+        return self._batch(rows, skipped, cuts[0]), len(rows)
+
+    def _rows(self, cuts: Iterable[Cut]) -> tuple[list[R], list[tuple[str, str]]]:
+        rows: list[R] = []
+        skipped: list[tuple[str, str]] = []
+        for cut in cuts:
+            try:
+                rows.append(self._row(cut))
+            except BadRecording as bad:
+                skipped.append((cut.id, f"{bad.reason}: {path_of(cut)}: {bad}"))
+        return rows, skipped
+
+    def _row(self, cut: Cut) -> R:
+        """One recording; raises `BadRecording`."""
+        raise NotImplementedError
+
+    def _batch(self, rows: list[R], skipped: list[tuple[str, str]], first: Cut) -> B:
+        """Of recordings that are not skipped; `first` is the first cut that was asked for."""
+        raise NotImplementedError
+
+
+class AudioDataset(DecodingDataset[Row, AudioBatch]):
+    """Recordings with their transcripts.
 
     Args:
         clock: rates.
@@ -126,33 +167,25 @@ class AudioDataset(Dataset):
         self.clock, self.tolerance_sec = clock, tolerance_sec
         self.join_seconds, self.augmentation, self.seed = join_seconds, augmentation, seed
 
-    def __getitem__(self, item: tuple[list[Cut], list[Cut]]) -> tuple[AudioBatch, int]:
-        cuts, spares = item
-        rows, skipped = self._rows(cuts)
-        if not rows:
-            # Ranks must train the same number of batches, so an empty one can not be passed over. Which recordings stand in
-            # depends on the position alone, as all else does.
-            rows, skipped_too = self._rows(spares)
-            skipped += skipped_too
-        if not rows:
-            raise RuntimeError(f"not one recording of a batch, nor of the one before it, could be used: {skipped[:5]}")
-        used = len(rows)
-        if self.join_seconds is not None:
-            rows = self._join(rows, self._rng(cuts[0], "join"))
-        return self._collate(rows, skipped), used
+    def _row(self, cut: Cut) -> Row:
+        audio = load_recording(cut, self.clock, self.tolerance_sec)
+        audio = self.augmentation(audio, getattr(cut, "speed", 1.0), self._rng(cut, "augment"), self.clock)
+        return audio, text_of(cut), cut.id, cut.supervisions[0].language or ""
 
-    def _rows(self, cuts: list[Cut]) -> tuple[list[Row], list[tuple[str, str]]]:
-        rows: list[Row] = []
-        skipped: list[tuple[str, str]] = []
-        for cut in cuts:
-            try:
-                audio = load_recording(cut, self.clock, self.tolerance_sec)
-            except BadRecording as bad:
-                skipped.append((cut.id, f"{bad.reason}: {path_of(cut)}: {bad}"))
-                continue
-            audio = self.augmentation(audio, getattr(cut, "speed", 1.0), self._rng(cut, "augment"), self.clock)
-            rows.append((audio, text_of(cut), cut.id, cut.supervisions[0].language or ""))
-        return rows, skipped
+    def _batch(self, rows: list[Row], skipped: list[tuple[str, str]], first: Cut) -> AudioBatch:
+        if self.join_seconds is not None:
+            rows = self._join(rows, self._rng(first, "join"))
+        audio = [torch.from_numpy(row[0]) for row in rows]
+        languages = [row[3] for row in rows]
+        return AudioBatch(
+            audio=torch.nn.utils.rnn.pad_sequence(audio, batch_first=True),
+            audio_lens=torch.tensor([len(a) for a in audio]),
+            texts=[row[1] for row in rows],
+            cut_ids=[row[2] for row in rows],
+            languages=languages if any(languages) else [],
+            sample_rate_hz=self.clock.sample_rate_hz,
+            skipped=skipped,
+        )
 
     def _rng(self, cut: Cut, purpose: str) -> np.random.Generator:
         name = f"{self.seed} {getattr(cut, 'pass_number', 0)} {purpose} {cut.id}"
@@ -173,19 +206,6 @@ class AudioDataset(Dataset):
             else:
                 joined.append((audio, text, name, language))
         return joined
-
-    def _collate(self, rows: list[Row], skipped: list[tuple[str, str]]) -> AudioBatch:
-        audio = [torch.from_numpy(row[0]) for row in rows]
-        languages = [row[3] for row in rows]
-        return AudioBatch(
-            audio=torch.nn.utils.rnn.pad_sequence(audio, batch_first=True),
-            audio_lens=torch.tensor([len(a) for a in audio]),
-            texts=[row[1] for row in rows],
-            cut_ids=[row[2] for row in rows],
-            languages=languages if any(languages) else [],
-            sample_rate_hz=self.clock.sample_rate_hz,
-            skipped=skipped,
-        )
 
 
 class ResumedSampler(Sampler):

@@ -10,8 +10,29 @@ from torch import Tensor
 REPEATED = re.compile(r"_dup\d+$")  # what Lhotse's samplers put behind the id of a recording they give out again
 
 
+class Recordings:
+    """What every batch of recordings answers."""
+
+    audio: Tensor
+    audio_lens: Tensor
+    sample_rate_hz: int
+
+    def __len__(self) -> int:
+        return self.audio.shape[0]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of real audio in the batch, padding not counted."""
+        return float(self.audio_lens.sum()) / self.sample_rate_hz
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the padded samples that are padding, in [0, 1)."""
+        return 1.0 - float(self.audio_lens.sum()) / max(1, self.audio.numel())
+
+
 @dataclass
-class AudioBatch:
+class AudioBatch(Recordings):
     """Recordings with transcripts, padded on the right.
 
     Attributes:
@@ -32,19 +53,6 @@ class AudioBatch:
     sample_rate_hz: int
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return self.audio.shape[0]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of real audio in the batch, padding not counted."""
-        return float(self.audio_lens.sum()) / self.sample_rate_hz
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the padded samples that are padding, in [0, 1)."""
-        return 1.0 - float(self.audio_lens.sum()) / max(1, self.audio.numel())
-
     @property
     def repeated(self) -> list[bool]:
         """B times whether another rank has the recording too: at the end of a set each rank needs one, there may be fewer."""
@@ -52,7 +60,7 @@ class AudioBatch:
 
 
 @dataclass
-class ResynthesisBatch:
+class ResynthesisBatch(Recordings):
     """Recordings with their speech tokens, padded on the right: what tokens are to become.
 
     Attributes:
@@ -81,19 +89,6 @@ class ResynthesisBatch:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     f0: Tensor | None = None
     languages: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return self.audio.shape[0]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of real audio in the batch, padding not counted."""
-        return float(self.audio_lens.sum()) / self.sample_rate_hz
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the padded samples that are padding, in [0, 1)."""
-        return 1.0 - float(self.audio_lens.sum()) / max(1, self.audio.numel())
 
 
 @dataclass

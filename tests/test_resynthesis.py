@@ -15,7 +15,8 @@ from datamodules.audio import AudioDataModule
 from datamodules.cuts import CutSource, read_cuts, write_cuts
 from datamodules.pitch import pitch_of
 from datamodules.recordings import BadRecording
-from datamodules.resynthesis import ResynthesisDataModule, aligned, load_tokens
+from datamodules.resynthesis import ResynthesisDataModule
+from datamodules.resynthesis_batches import aligned, load_tokens
 from speechlm.batch import ResynthesisBatch
 from speechlm.tokens.clock import Clock
 from tests.audio_corpus import cut_of
