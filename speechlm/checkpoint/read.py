@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from torch.futures import Future
 
 from speechlm.checkpoint import tree
 from speechlm.checkpoint.form import Damaged, Manifest, Written, rank_name, read_manifest
-from speechlm.checkpoint.write import _NAMES, CHUNK, digest_of
+from speechlm.checkpoint.write import CHUNK, DTYPE_NAMES, digest_of
 
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 REST = "rest."
+T = TypeVar("T")
 
 
 class Shards(StorageReader):
@@ -92,7 +93,9 @@ class Shards(StorageReader):
             for number, items in sorted(needed.items()):
                 self._copy(self._load(number), items, planner)
         else:
-            loaded = self._load_together(sorted(needed))
+            loaded = together(
+                lambda: {number: self._load(number) for number in sorted(needed)}, self.agree, self.folder
+            )
             for number, tensors in loaded.items():
                 self._copy(tensors, needed[number], planner)
         done: Future[None] = Future()
@@ -102,18 +105,6 @@ class Shards(StorageReader):
     def _load(self, number: int) -> dict[str, Tensor]:
         return parse(read_file(self.folder, self.manifest.files[number], self.verify), self.folder)
 
-    def _load_together(self, numbers: list[int]) -> dict[int, dict[str, Tensor]]:
-        assert self.agree is not None
-        trouble: ValueError | None = None
-        loaded: dict[int, dict[str, Tensor]] = {}
-        try:
-            loaded = {number: self._load(number) for number in numbers}
-        except ValueError as error:
-            trouble = error
-        if not self.agree(trouble is None):
-            raise trouble or Damaged(f"{self.folder}: another rank found damage in it")
-        return loaded
-
     def _copy(self, tensors: dict[str, Tensor], items: list[Any], planner: LoadPlanner) -> None:
         for item in items:
             data = tensors[self._places[item.storage_index].key]
@@ -122,6 +113,23 @@ class Shards(StorageReader):
             target = planner.resolve_tensor(item).detach()
             target.copy_(data)
             planner.commit_tensor(item, target)
+
+
+def together(read: Callable[[], T], agree: Callable[[bool], bool], folder: Path) -> T:
+    """What was read, if every rank could read its part; where one could not, none goes on.
+
+    Raises:
+        Damaged: something is not what was written, here or on another rank.
+    """
+    made: list[T] = []
+    trouble: ValueError | None = None
+    try:
+        made.append(read())
+    except ValueError as error:
+        trouble = error
+    if not agree(trouble is None):
+        raise trouble or Damaged(f"{folder}: another rank found damage in it")
+    return made[0]
 
 
 def fill(folder: str | Path, wanted: dict[str, Tensor], agree: Callable[[bool], bool] | None = None) -> Manifest:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from speechlm.checkpoint import state
 from speechlm.checkpoint.form import Damaged, checkpoints_in, is_checkpoint, step_of
-from speechlm.checkpoint.read import fill, read_manifest, read_rest, read_tensors
+from speechlm.checkpoint.read import fill, read_manifest, read_rest, read_tensors, together
 
 T = TypeVar("T")
 
@@ -53,14 +53,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         Damaged: a file of it is not what was written, on this rank or another.
     """
-    trouble: ValueError | None = None
-    try:
-        contents = state.joined(read_tensors(path), rest_of(path))
-    except ValueError as error:
-        trouble = error
-    if not agree(trouble is None):
-        raise trouble or Damaged(f"{path}: another rank found damage in it")
-    return contents
+    return together(lambda: state.joined(read_tensors(path), rest_of(path)), agree, path)
 
 
 def rest_of(path: Path) -> dict[str, Any]:
@@ -76,13 +69,7 @@ def load_into(path: Path, wanted: dict[str, torch.Tensor]) -> dict[str, Any]:
     Raises:
         Damaged: a file of it is not what was written, on this rank or another.
     """
-    trouble: ValueError | None = None
-    try:
-        rest = rest_of(path)
-    except ValueError as error:
-        trouble = error
-    if not agree(trouble is None):
-        raise trouble or Damaged(f"{path}: another rank found damage in it")
+    rest = together(lambda: rest_of(path), agree, path)
     fill(path, wanted, agree)
     return rest
 

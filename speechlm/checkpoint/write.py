@@ -35,7 +35,7 @@ from speechlm.checkpoint.form import (
 from speechlm.files import write_bytes_atomic
 
 CHUNK = 1 << 22  # bytes written, or read back, and hashed while they are in the processor's cache
-_NAMES = {
+DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
     torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
@@ -129,15 +129,21 @@ class HostCopy:
         for name in sorted(tensors, key=lambda n: (-tensors[n].data.element_size(), n)):
             box = tensors[name]
             data = box.data
-            if data.dtype not in _NAMES:
-                raise ValueError(f"{name} is of {data.dtype}, which has no form in safetensors; {list(_NAMES)} have")
+            if data.dtype not in DTYPE_NAMES:
+                raise ValueError(
+                    f"{name} is of {data.dtype}, which has no form in safetensors; {list(DTYPE_NAMES)} have"
+                )
             same = (data.data_ptr() or name, data.dtype, data.shape, data.stride())
             key = seen.setdefault(same, name)
             self.pieces[name] = key, box
             if key == name:
                 places[name], begin = end, end
                 end += data.numel() * data.element_size()
-                entries[name] = {"dtype": _NAMES[data.dtype], "shape": list(data.shape), "data_offsets": [begin, end]}
+                entries[name] = {
+                    "dtype": DTYPE_NAMES[data.dtype],
+                    "shape": list(data.shape),
+                    "data_offsets": [begin, end],
+                }
         head = json.dumps(entries).encode()
         head += b" " * (-len(head) % 8)
         self.header, self.num_bytes = len(head).to_bytes(8, "little") + head, end

@@ -1,6 +1,7 @@
 """What a config names: corpora, rows and weights, and whether they are whole."""
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from itertools import islice
@@ -158,13 +159,7 @@ def parameters_of(file: Path) -> int:
         raise ValueError(f"{file} is no file of safetensors") from error
     if file.stat().st_size != 8 + length + end:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, its header says {8 + length + end}")
-    count = 0
-    for tensor in tensors:
-        numbers = 1
-        for side in tensor["shape"]:
-            numbers *= side
-        count += numbers
-    return count
+    return sum(math.prod(tensor["shape"]) for tensor in tensors)
 
 
 def checkpoint_bytes(config: dict[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -64,8 +65,6 @@ def _server(address: str) -> Iterator[Finding]:
 
 
 def _skew(date: str | None) -> Iterator[Finding]:
-    import time
-
     if not date:
         return
     skew = abs(time.time() - parsedate_to_datetime(date).timestamp())
