@@ -1,7 +1,7 @@
 """What a trained model is, for the people who find it later: a README.md beside its weights."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,49 +31,26 @@ def write_model_card(run: str | Path, stage: L.LightningModule, out: str | Path,
 
 def model_card(run: Path, stage: L.LightningModule, form: str) -> str:
     """Markdown with the front matter of a model hub: shape, data, protocol, results and what is not known."""
-    config = runs.read_config(run) or {}
-    model = dict(config.get("model", {}).get("init_args", {}))
-    sources = list(train_sources(config))
-    languages = sorted({source["language"] for source in sources if source.get("language")})
-    last = last_values(run)
-    front = {
-        "library_name": "transformers" if form in ("hf", "whisper") else "speechlm",
-        "tags": ["speech", type(stage).__name__],
-        "language": languages,
-        "base_model": [model[name] for name in STARTS if isinstance(model.get(name), str)],
-    }
-    vocab = getattr(stage, "vocab", None)
+    config, last = runs.read_config(run) or {}, last_values(run)
+    model = config.get("model", {}).get("init_args", {})
+    base = [model[name] for name in STARTS if isinstance(model.get(name), str)]
+    vocab: Any = getattr(stage, "vocab", None)
     facts = {
         "stage": type(stage).__name__,
         "form": form,
         "weights": f"{sum(p.numel() for p in stage.parameters()):,}",
-        "started from": ", ".join(front["base_model"]) or "random numbers",
+        "started from": ", ".join(base) or "random numbers",
         "tokens per second": str(config.get("clock", {}).get("token_rate_hz", "")),
         "vocabulary": vocab.hash if vocab is not None else "",
-        "steps": str(last.get("step", "")),
-        "hours heard": f"{last['data/hours']:.1f}" if "data/hours" in last else "",
-        "ids seen": f"{sum(v for k, v in last.items() if k.startswith('data/tokens_seen/')):,.0f}"
-        if any(k.startswith("data/tokens_seen/") for k in last)
-        else "",
+        **seen(last),
         "code": code_of(run),
     }
     parts = [
-        "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items() if value) + "\n---\n",
+        front_matter(config, stage, form, base),
         f"# {config.get('name', run.name)}\n",
         table(("", ""), [(name, value) for name, value in facts.items() if value]),
         "## Data\n",
-        table(
-            ("source", "language", "weight", "licence"),
-            [
-                (
-                    f"`{s['path']}`",
-                    s.get("language") or "",
-                    str(s.get("weight", "")),
-                    "; ".join(licences_of([s["path"]])),
-                )
-                for s in sources
-            ],
-        ),
+        data(config),
         "## Results\n",
         results(last) or "None were measured in the run.\n",
         "Values of the run's last validation, on the sets that its config names. What nobody measured is not here: other "
@@ -82,6 +59,41 @@ def model_card(run: Path, stage: L.LightningModule, form: str) -> str:
         f"```bash\npython -m speechlm.fit --config {run / 'config.yaml'} --name {run.name}_again\n```\n",
     ]
     return "\n".join(parts)
+
+
+def front_matter(config: Mapping[str, Any], stage: L.LightningModule, form: str, base: list[str]) -> str:
+    """What a model hub sorts models by."""
+    front = {
+        "library_name": "transformers" if form in ("hf", "whisper") else "speechlm",
+        "tags": ["speech", type(stage).__name__],
+        "language": sorted({source["language"] for source in train_sources(config) if source.get("language")}),
+        "base_model": base,
+    }
+    return "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items() if value) + "\n---\n"
+
+
+def seen(last: Mapping[str, float]) -> dict[str, str]:
+    """How much a run had seen at its last logged step, "" where it did not say."""
+    ids = [value for name, value in last.items() if name.startswith("data/tokens_seen/")]
+    return {
+        "steps": str(last.get("step", "")),
+        "hours heard": f"{last['data/hours']:.1f}" if "data/hours" in last else "",
+        "ids seen": f"{sum(ids):,.0f}" if ids else "",
+    }
+
+
+def data(config: Mapping[str, Any]) -> str:
+    """Training sources as a table."""
+    rows = [
+        (
+            f"`{source['path']}`",
+            source.get("language") or "",
+            str(source.get("weight", "")),
+            "; ".join(licences_of([source["path"]])),
+        )
+        for source in train_sources(config)
+    ]
+    return table(("source", "language", "weight", "licence"), rows)
 
 
 def train_sources(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -113,7 +125,7 @@ def code_of(run: Path) -> str:
     return f"{git.get('commit', '')[:12]}{' with changes' if git.get('dirty') else ''}" if git else ""
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table; the head alone where there are no rows."""
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     return "\n".join(lines) + "\n"
