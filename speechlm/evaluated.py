@@ -18,12 +18,13 @@ from speechlm.evals.judge import Judge
 from speechlm.evals.language_model import EvaluatedLM, SpeakingLM
 from speechlm.evals.parts import Listener, MissingPart
 from speechlm.evals.quality import Quality, load_quality
-from speechlm.load import load_stage, load_vocoder
+from speechlm.load import load_stage
 from speechlm.nn.glm4voice import is_released
 from speechlm.nn.hub_asr import load_asr
 from speechlm.nn.lora import merge_lora
 from speechlm.nn.whisper_tokens import WhisperTokens
 from speechlm.released import released_stage
+from speechlm.resynthesis import FLOW, open_decoder
 from speechlm.stages.flow_decoder import FlowDecoder
 from speechlm.stages.speech_lm import SpeechLM
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
@@ -82,9 +83,13 @@ def _role_of(folder: Path) -> str:
         return STAGES[stage]
     if folder.is_dir() and is_released(folder):
         return "speech_tokenizer"
+    if (folder / FLOW).is_file():
+        return "flow_decoder"
     if (folder / "vocab.json").is_file() and (folder / "config.json").is_file():
         return "lm"
-    raise ValueError(f"{folder} is neither a run, nor an exported language model, nor a tokenizer in the released form")
+    raise ValueError(
+        f"{folder} is neither a run, nor an exported language model, nor a tokenizer or decoder in the released form"
+    )
 
 
 class ModelParts:
@@ -168,10 +173,7 @@ class ModelParts:
     @cached_property
     def decoder(self) -> "RunDecoder":
         """The flow decoder and its vocoder."""
-        stage = load_stage(self._folder("flow_decoder"))
-        assert isinstance(stage, FlowDecoder)
-        if "vocoder" in self.folders:
-            stage.hear_through(load_vocoder(self.folders["vocoder"]))
+        stage = open_decoder(str(self._folder("flow_decoder")), self.folders.get("vocoder"))
         return RunDecoder(stage, self.device, self.speaker)
 
     def listener(self, language: str) -> Listener:

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
-from speechlm import chat
+from speechlm import chat, export
+from speechlm.engines.base import Sampling
+from speechlm.evaluated import Judges, ModelParts, roles_of
 from speechlm.nn.flow_released import ReleasedFlow, write_flow
 from speechlm.nn.hift_released import read_hift, write_hift
 from speechlm.nn.length_regulator import StretchedTokens
@@ -76,3 +79,19 @@ def test_a_bundle_of_released_parts_answers(decoder: Path, tmp_path: Path, capsy
 def test_what_is_neither_a_run_nor_released_is_refused_by_name(tmp_path: Path):
     with pytest.raises(ValueError, match="is no run folder"):
         write_stage(tmp_path, tmp_path / "out", "decoder")
+
+
+def test_the_codebook_of_a_released_tokenizer_goes_out_for_others_to_start_from(tmp_path: Path):
+    export.main(["--run", str(TOKENIZER), "--format", "codebook", "--out", str(tmp_path / "out")])
+    (written,) = load_file(tmp_path / "out" / "codebook.safetensors").values()
+    released = load_file(TOKENIZER / "model.safetensors")["model.encoder.codebook.weight"]
+    assert torch.equal(written, released) and len(written) == CODES
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["codebook.safetensors"]
+
+
+def test_released_parts_are_told_apart_and_evaluated(decoder: Path):
+    roles = roles_of([str(TOKENIZER), str(decoder)])
+    assert roles == {"speech_tokenizer": str(TOKENIZER), "flow_decoder": str(decoder)}
+    parts = ModelParts(roles, Judges(), torch.device("cpu"), Sampling(temperature=0.0))
+    (audio,) = parts.decoder.sound([[1, 2, 3, 4, 5]])
+    assert len(audio) > 0 and parts.hash_of("decoder")
