@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from speechlm.hub_tokenizer import load_tokenizer
+from speechlm.tokens.templates import Kind, Template, Writer
+from speechlm.tokens.vocab import Vocab
 
 
 class TextTokenizer:
@@ -24,7 +28,7 @@ class TextTokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = load_tokenizer(path)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(f"{path} has no tokenizer.json, only a slow tokenizer; convert it with transformers first")
         self.backend = tokenizer.backend_tokenizer
@@ -64,6 +68,15 @@ class TextTokenizer:
             if special.any():
                 raise ValueError(f"a text gives the special token {int(one[special][0])}: {text[:80]!r}")
         return made
+
+    def ids_of(self, text: str) -> list[int]:
+        """`encode` of one text."""
+        ids: list[int] = self.encode([text])[0].tolist()
+        return ids
+
+    def writer(self, kind: Kind, template: Template | None, vocab: Vocab, boundaries: bool = True) -> Writer:
+        """Who writes documents of a kind in this tokenizer's ids; the same for training rows and for generation."""
+        return Writer(kind, template, vocab, self.ids_of, self.specials, self.end, boundaries)
 
     def decode(self, ids: Sequence[np.ndarray]) -> list[str]:
         """(L,) ids each to texts, special tokens by their names.

@@ -9,10 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from speechlm.nn.hf_export import extended_tokenizer, generation_config, save_hf, verify
 from speechlm.stages.speech_lm import SpeechLM
+from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.vocab import Vocab
 from tests.text_corpus import make_tokenizer
 from tests.tiny_lm import CONFIGS, tiny_stage
 
+WHISPER = str(Path(__file__).parents[1] / "assets" / "whisper-nano-en")
 CONTROLS = ("<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>", "<|pad|>")
 VOCAB = Vocab(num_text=328, num_speech=32, controls=CONTROLS)
 
@@ -64,6 +66,33 @@ def test_every_id_has_a_name_and_the_name_the_id(tmp_path: Path, text_tokenizer:
     assert ids[-4:] == [328, VOCAB.speech_offset + 31, VOCAB.speech_offset, 329]
     assert tokenizer.decode(ids) == text and tokenizer.decode(ids, skip_special_tokens=True) == "the fox"
     assert ids[:-4] == AutoTokenizer.from_pretrained(text_tokenizer)("the fox").input_ids
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_text_gets_the_ids_of_training_whatever_class_transformers_has_for_the_model(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Whisper's lower-casing tokenizer beside a model of Qwen2's kind, whose own class knows nothing of it."""
+    plain = TextTokenizer(WHISPER)
+    vocab = Vocab(num_text=plain.size, num_speech=32, controls=CONTROLS)
+    stage = tiny_stage(tmp_path, kind, True, shape={"vocab_size": plain.size}, vocab=vocab).eval()
+    save_hf(stage.lm, vocab, WHISPER, tmp_path / "out", torch.float32)
+    texts = ["Zero", "please hold", "Agent logged in. Press 2.", "naïve café"]
+    again = TextTokenizer(tmp_path / "out").encode(texts)
+    assert [one.tolist() for one in again] == [one.tolist() for one in plain.encode(texts)]
+    warned = "AutoTokenizer rebuilds" in caplog.text
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")(texts, add_special_tokens=False).input_ids
+    assert warned == (theirs != [one.tolist() for one in again])
+
+
+def test_a_tokenizer_that_is_read_back_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = TextTokenizer(WHISPER)
+    vocab = Vocab(num_text=plain.size, num_speech=32, controls=CONTROLS)
+    stage = tiny_stage(tmp_path, "qwen2", True, shape={"vocab_size": plain.size}, vocab=vocab).eval()
+    monkeypatch.setattr("speechlm.hub_tokenizer.WHOLE", ())  # as `AutoTokenizer` alone would
+    with pytest.raises(ValueError, match="not read back as it was written"):
+        save_hf(stage.lm, vocab, WHISPER, tmp_path / "out", torch.float32)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_chat_is_written_like_the_prompts_of_pairs_and_ends_with_the_user_s_turn(tmp_path: Path, text_tokenizer: str):

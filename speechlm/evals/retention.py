@@ -12,6 +12,7 @@ from typing import Any
 from speechlm.evals.items import Item, Unusable
 from speechlm.evals.parts import MissingPart, Parts
 from speechlm.evals.task import Metric, Place, Record, Scored, Task, each, usable
+from speechlm.hub_tokenizer import load_tokenizer
 
 BOOTSTRAP = 100  # draws of what has no formula for its error; with 0 lm-eval gives no error at all
 
@@ -54,7 +55,7 @@ class TextRetention(Task):
             raise MissingPart(f"text retention needs lm-eval: pip install 'speechlm[lm-eval]' ({error})") from error
         # as in the rows it was trained on: what a tokenizer puts around a text would also tear answers from their questions
         lm: Any = parts.lm
-        model = models.HFLM(pretrained=lm.plain_model, tokenizer=lm.plain_tokenizer, add_bos_token=False)
+        model = models.HFLM(pretrained=lm.plain_model, tokenizer=load_tokenizer(lm.plain_tokenizer), add_bos_token=False)
         manager = tasks.TaskManager(include_path=self.include or None)
         known = set(manager.all_tasks)
         made, failed = each(items, lambda item: self._asked(item, lm_eval, model, manager, known))

@@ -5,6 +5,7 @@ generation, and `vocab.json`.
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import transformers
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from speechlm.hub_tokenizer import load_tokenizer
 from speechlm.tokens.vocab import Vocab
 
+log = logging.getLogger(__name__)
 ROLES = ("system", "user", "assistant", "observation")
 #: Roles as control tokens with the content behind them, as in the prompts of ASR and TTS pairs; `names` by role comes before it.
 CHAT_TEMPLATE = (
@@ -50,7 +54,7 @@ def save_hf(lm: PreTrainedModel, vocab: Vocab, text_tokenizer: str, out: str | P
         dtype: of the weights.
 
     Raises:
-        ValueError: there is something at `out`, or the text tokenizer does not fit the vocabulary.
+        ValueError: there is something at `out`, the text tokenizer does not fit the vocabulary, or it is not read back as it was.
     """
     tokenizer = extended_tokenizer(text_tokenizer, vocab)
     with whole_folder(out) as folder:
@@ -59,6 +63,7 @@ def save_hf(lm: PreTrainedModel, vocab: Vocab, text_tokenizer: str, out: str | P
         lm.generation_config = generation_config(tokenizer, vocab)
         lm.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        require_same(tokenizer, folder)
         vocab.save(folder / "vocab.json")
 
 
@@ -97,7 +102,7 @@ def extended_tokenizer(text_tokenizer: str, vocab: Vocab) -> PreTrainedTokenizer
     Raises:
         ValueError: it has more ids than the vocabulary has for text, or a name got another id.
     """
-    tokenizer = AutoTokenizer.from_pretrained(text_tokenizer)
+    tokenizer = load_tokenizer(text_tokenizer)
     size = len(tokenizer)
     if size > vocab.num_text:
         raise ValueError(
@@ -138,6 +143,25 @@ def require_names(tokenizer: PreTrainedTokenizerBase, names: list[str], first: i
             raise ValueError(f"the tokenizer gives {name} the id {got}, the vocabulary {i}; its ids are not contiguous")
 
 
+def require_same(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """What is read back is what was written; a warning where `AutoTokenizer`, which others use, reads something else.
+
+    Raises:
+        ValueError: text would be encoded otherwise.
+    """
+    written = tokenizer.backend_tokenizer.to_str()
+    if load_tokenizer(folder).backend_tokenizer.to_str() != written:
+        raise ValueError(
+            f"the text tokenizer {tokenizer.name_or_path} is not read back as it was written, so that text would get other ids; "
+            f"save it once with transformers {transformers.__version__}, and name that folder"
+        )
+    if AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str() != written:
+        log.warning(
+            "transformers' AutoTokenizer rebuilds this model's text tokenizer by the kind of the model, and gives other ids; "
+            "outside of speechlm, load it by PreTrainedTokenizerFast.from_pretrained"
+        )
+
+
 def is_glm4_voice(vocab: Vocab) -> bool:
     """Whether a vocabulary is that of the released GLM-4-Voice, see `glm4voice_lm`."""
     return "<|begin_of_transcription|>" in vocab.controls
@@ -164,7 +188,7 @@ def verify(out: str | Path, lm: PreTrainedModel, vocab: Vocab, positions: int = 
         ValueError: the folder's vocabulary or its tokenizer's ids are not `vocab`'s.
     """
     Vocab.load(Path(out) / "vocab.json").require(vocab.hash, str(out))
-    tokenizer = AutoTokenizer.from_pretrained(out)
+    tokenizer = load_tokenizer(out)
     require_names(tokenizer, [vocab.speech_name(code) for code in range(vocab.num_speech)], vocab.speech_offset)
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=lm.dtype).eval()
     ids = torch.randint(len(vocab), (1, positions), generator=torch.Generator().manual_seed(0))
