@@ -10,10 +10,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from callbacks.wandb_log import WandbLog
+from callbacks.held_out import HeldOut, log_table
 from speechlm.batch import ResynthesisBatch
 from speechlm.evals.pictures import mel_above_mel
 from speechlm.evals.wer import error_rates
@@ -21,7 +20,6 @@ from speechlm.files import write_bytes_atomic, write_text_atomic
 from speechlm.nn.mel import MelSpectrogram
 from speechlm.nn.whisper_source import SourceForm, WhisperSource
 from speechlm.sound import encoded, resample
-from speechlm.validation_sets import set_name
 
 ASR_RATE_HZ = 16_000
 COLUMNS = ["recording", "original", "made", "log-mels", "text", "heard in the original", "heard in the made"]
@@ -42,7 +40,7 @@ class Heard:
     made_words: str = ""
 
 
-class Listen(L.Callback):
+class Listen(HeldOut):
     """Writes to `samples/` of the run folder, and to W&B where it logs: `<set>/<recording>/original.flac` once, and for every
     validation `step-<n>.flac` and `step-<n>.png`, the two log-mels above each other. With an ASR, `val/<set>/wer_original` and
     `wer_resynthesis` of these recordings, and what was understood in `step-<n>.json`; `cer_…` in languages that are counted by
@@ -61,62 +59,26 @@ class Listen(L.Callback):
     def __init__(
         self, recordings: int = 4, whisper: str | None = None, whisper_form: SourceForm = "published", every: int = 1
     ) -> None:
-        if recordings < 1 or every < 1:
-            raise ValueError(f"recordings and every must be at least 1, got {recordings} and {every}")
-        self.recordings, self.every = recordings, every
+        super().__init__(recordings, every)
         self.asr = WhisperSource(whisper, whisper_form) if whisper else None
-        self._heard: dict[str, list[Heard]] = {}
-        self._validations = 0
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin with nothing heard."""
-        self._heard = {}
+    def take(self, trainer: L.Trainer, stage: Any, batch: ResynthesisBatch, count: int, folder: Path) -> list[Heard]:
+        """Let the stage speak."""
+        return _heard(stage, _first(batch, count))
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: ResynthesisBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Let the stage speak the first recordings of the set."""
-        if trainer.sanity_checking or not trainer.is_global_zero or self._validations % self.every:
-            return
-        heard = self._heard.setdefault(set_name(trainer, dataloader_idx), [])
-        missing = self.recordings - len(heard)
-        if missing > 0:
-            heard += _heard(pl_module, _first(batch, missing))
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def show(self, trainer: L.Trainer, stage: L.LightningModule, name: str, taken: list[Heard], folder: Path) -> None:
         """Understand, write and log."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        self._validations += 1
-        for name, heard in self._heard.items():
-            folder = Path(trainer.default_root_dir) / "samples" / name
-            if self.asr is not None:
-                for key, rate in self._understood(heard, pl_module.device).items():
-                    pl_module.log(f"val/{name}/{key}", rate, rank_zero_only=True)
-                words = [
-                    {"id": h.name, "text": h.text, "original": h.original_words, "made": h.made_words} for h in heard
-                ]
-                text = json.dumps(words, indent=1, ensure_ascii=False) + "\n"
-                write_text_atomic(folder / f"step-{trainer.global_step:08d}.json", text)
-            rows = [
-                [h.name, *_write(trainer, h, folder / file_name(h.name)), h.text, h.original_words, h.made_words]
-                for h in heard
-            ]
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLog) and rows:
-                    logger.log_rows(f"listen/{name}", COLUMNS, rows, trainer.global_step)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._validations = state_dict["validations"]
+        if self.asr is not None:
+            for key, rate in self._understood(taken, stage.device).items():
+                stage.log(f"val/{name}/{key}", rate, rank_zero_only=True)
+            words = [{"id": h.name, "text": h.text, "original": h.original_words, "made": h.made_words} for h in taken]
+            text = json.dumps(words, indent=1, ensure_ascii=False) + "\n"
+            write_text_atomic(folder / f"step-{trainer.global_step:08d}.json", text)
+        rows = [
+            [h.name, *_write(trainer, h, folder / file_name(h.name)), h.text, h.original_words, h.made_words]
+            for h in taken
+        ]
+        log_table(trainer, f"listen/{name}", COLUMNS, rows)
 
     def _understood(self, heard: list[Heard], device: torch.device) -> dict[str, float]:
         """Transcripts into `heard`; word error rates of the recordings that have a text."""

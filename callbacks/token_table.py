@@ -7,22 +7,20 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from callbacks.held_out import HeldOut, log_table
 from callbacks.listen import file_name
-from callbacks.wandb_log import WandbLog
 from speechlm.batch import AudioBatch
 from speechlm.evals.pictures import mel_with_codes
 from speechlm.files import write_bytes_atomic, write_text_atomic
 from speechlm.nn.mel import MelSpectrogram
 from speechlm.sound import encoded
-from speechlm.validation_sets import set_name
 
 COLUMNS = ["recording", "sound", "log-mel and tokens", "text", "understood", "tokens"]
 
 
-class TokenTable(L.Callback):
+class TokenTable(HeldOut):
     """Writes to `samples/<set>/` of the run folder `<recording>/original.flac` once, and at every validation
     `<recording>/tokens-<step>.png` and `tokens-<step>.json`; the same as a table to W&B, `tokens/<set>`.
 
@@ -34,55 +32,18 @@ class TokenTable(L.Callback):
         every: validations between two of these.
     """
 
-    def __init__(self, recordings: int = 4, every: int = 1) -> None:
-        if recordings < 1 or every < 1:
-            raise ValueError(f"recordings and every must be at least 1, got {recordings} and {every}")
-        self.recordings, self.every = recordings, every
-        self._rows: dict[str, list[list[Any]]] = {}
-        self._validations = 0
+    def take(self, trainer: L.Trainer, stage: Any, batch: AudioBatch, count: int, folder: Path) -> list[list[Any]]:
+        """Tokenize, and write files."""
+        return _rows(stage, batch, min(count, len(batch)), folder, trainer.global_step)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin with no rows."""
-        self._rows = {}
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: AudioBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def show(
+        self, trainer: L.Trainer, stage: L.LightningModule, name: str, taken: list[list[Any]], folder: Path
     ) -> None:
-        """Tokenize the first recordings of the set, and write their files."""
-        if trainer.sanity_checking or not trainer.is_global_zero or self._validations % self.every:
-            return
-        name = set_name(trainer, dataloader_idx)
-        rows = self._rows.setdefault(name, [])
-        count = min(self.recordings - len(rows), len(batch))
-        if count > 0:
-            rows += _rows(
-                pl_module, batch, count, Path(trainer.default_root_dir) / "samples" / name, trainer.global_step
-            )
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the tables."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        self._validations += 1
-        for name, rows in self._rows.items():
-            path = Path(trainer.default_root_dir) / "samples" / name / f"tokens-{trainer.global_step:08d}.json"
-            plain = [{"id": row[0], "text": row[3], "understood": row[4], "tokens": row[5]} for row in rows]
-            write_text_atomic(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLog) and rows:
-                    logger.log_rows(f"tokens/{name}", COLUMNS, rows, trainer.global_step)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._validations = state_dict["validations"]
+        """Log the table."""
+        plain = [{"id": row[0], "text": row[3], "understood": row[4], "tokens": row[5]} for row in taken]
+        text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+        write_text_atomic(folder / f"tokens-{trainer.global_step:08d}.json", text)
+        log_table(trainer, f"tokens/{name}", COLUMNS, taken)
 
 
 @torch.no_grad()
