@@ -54,7 +54,7 @@ class ChatScribe:
     def __init__(self, form: ChatForm, vocab: Vocab, tokenizer: TextTokenizer, row_len: int) -> None:
         self.form, self.tokenizer, self.row_len = form, tokenizer, row_len
         template = named_template(form.template, form.text_block, form.speech_block)
-        self.chat = Chat(template, vocab, lambda text: tokenizer.encode([text])[0].tolist(), tokenizer.specials)
+        self.chat = Chat(template, vocab, tokenizer.ids_of, tokenizer.specials)
 
     def read(self, path: Path) -> Iterator[Dialogue]:
         """Dialogues of a file."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.documents import Raw, Unusable, read_documents
 from speechlm.text_tokenizer import TextTokenizer
-from speechlm.tokens.templates import NEEDS, Kind, Template, Writer, Written
+from speechlm.tokens.templates import NEEDS, Kind, Template, Written
 from speechlm.tokens.vocab import Vocab
 
 Texts = list[np.ndarray] | None
@@ -62,15 +62,7 @@ class DocumentScribe:
         reader: TextTokenizer | None = None,
     ) -> None:
         self.kind, self.fields, self.tokenizer, self.row_len, self.reader = kind, fields, tokenizer, row_len, reader
-        self.writer = Writer(
-            kind,
-            template,
-            vocab,
-            lambda text: tokenizer.encode([text])[0].tolist(),
-            tokenizer.specials,
-            tokenizer.end,
-            boundaries,
-        )
+        self.writer = tokenizer.writer(kind, template, vocab, boundaries)
 
     def read(self, path: Path) -> Iterator[Raw]:
         """See `Scribe.read`."""

@@ -24,7 +24,8 @@ import numpy as np
 
 from datamodules.documents import Raw, Unusable, files_of, read_documents
 from datamodules.interleaved import Interleaved, Making, write_interleaved
-from datamodules.sealed import read_sealed, seal_of, write_sealed
+from datamodules.interleaved_folder import JOB
+from datamodules.sealed import begin, read_sealed, seal_of, write_sealed
 from datamodules.speaking import Flow, OpenShard, Shard, Watcher, Work
 from speechlm.conservation import Account
 from speechlm.engines.base import Engine, Sampling
@@ -33,13 +34,12 @@ from speechlm.spoken_text import spoken
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.interleave import Document, Segment, plan, segments
 from speechlm.tokens.keyed import key_of
-from speechlm.tokens.templates import Template, Writer
+from speechlm.tokens.templates import Template
 from speechlm.tokens.vocab import Vocab
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
-JOB = "job.json"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class InterleaveJob:
     ) -> None:
         self.source, self.settings, self.vocab, self.tokenizer = source, settings, vocab, tokenizer
         self.folder, self.sampling = folder, sampling
-        self.writer = text_to_token_writer(settings.template, vocab, tokenizer)
+        self.writer = tokenizer.writer("tts", settings.template, vocab)
         self.require_voices()
         self.files = self.find_files()
         plan = {
@@ -148,7 +148,7 @@ class InterleaveJob:
             **self.plan_of(),
         }
         self.seal = seal_of(plan)
-        self._begin(plan)
+        begin(self.folder / JOB, plan)
         self.making = Making(
             vocab.text_tokenizer or tokenizer.fingerprint,  # an export's tokenizer has the speech tokens' names besides
             vocab.speech_tokenizer,
@@ -335,15 +335,6 @@ class InterleaveJob:
         """The file of a shard."""
         write_interleaved(path, documents, self.making)
 
-    def _begin(self, plan_of: dict[str, Any]) -> None:
-        path = self.folder / JOB
-        if path.exists() and (before := read_sealed(path)) != json.loads(json.dumps(plan_of)):
-            changed = sorted(key for key in plan_of if before.get(key) != json.loads(json.dumps(plan_of[key])))
-            raise ValueError(
-                f"{self.folder} was begun with another {', '.join(changed)}; choose another folder for this"
-            )
-        write_sealed(path, json.loads(json.dumps(plan_of)))
-
 
 COUNTS = (
     "documents_in", "documents", "documents_skipped", "spans", "spoken", "left_as_text", "text_ids", "speech_ids",
@@ -363,18 +354,6 @@ def accounts(counts: Mapping[str, int], reasons: Mapping[str, int], unit: str = 
         Account("spans", counts["spans"], counts["spoken"], why["span"], words),
         Account(unit, counts["units_in"], counts["units"], why["unit"], ("in", "out", "left out")),
     ]
-
-
-def text_to_token_writer(template: Template | None, vocab: Vocab, tokenizer: TextTokenizer) -> Writer:
-    """Who writes what a text-to-token model is asked; the same for training rows and for generation."""
-    return Writer(
-        "tts",
-        template,
-        vocab,
-        lambda text: tokenizer.encode([text])[0].tolist(),
-        tokenizer.specials,
-        tokenizer.end,
-    )
 
 
 def one_of(voices: tuple[str, ...], document: str, seed: int) -> str:

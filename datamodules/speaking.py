@@ -150,7 +150,7 @@ class Flow:
         if problem:
             self._leave(work, problem)
         else:
-            codes = np.array(generation.ids, np.int64) - self.job.vocab.speech_offset
+            codes = self.job.vocab.ids_to_speech(np.array(generation.ids, np.int64))
             self._spoken(work, segment, codes, text_ids)
         self._one_less(work)
 

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from speechlm.devices import choose_device
 from speechlm.engines.base import Sampling
 from speechlm.evals.evaluation_page import HEADER, markdown, page, rows, uncounted
 from speechlm.evals.json_schema import schema_of
@@ -32,9 +33,9 @@ from speechlm.evaluated import Judges, ModelParts, SavedParts, roles_of
 from speechlm.evaluation_account import items_account, lines_account
 from speechlm.files import write_text_atomic
 from speechlm.hidden_secrets import hide_secrets
+from speechlm.job_cli import job_parser
 from speechlm.provenance import git_state, hardware
 from speechlm.ranks import find_rank
-from speechlm.tokenize import choose_device
 
 SCHEMA = 1
 #: Which part of the model each hash belongs to.
@@ -43,13 +44,9 @@ MODEL_OF = {"tokens": "speech_tokenizer", "codes": "speech_tokenizer", "decoder"
 
 def build_parser() -> ArgumentParser:
     """The command line; constructors are its schema."""
-    parser = ArgumentParser(
-        prog="python -m speechlm.evaluate",
-        usage="%(prog)s --config FILE --model FOLDER ... [--section.key value ...]",
-        description=(__doc__ or "").splitlines()[0],
-        parser_mode="omegaconf+",
+    parser = job_parser(
+        "speechlm.evaluate", __doc__, usage="--config FILE --model FOLDER ... [--section.key value ...]"
     )
-    parser.add_argument("--config", action="config", help="YAML file of the arguments below")
     parser.add_argument("--name", type=str, required=True, help="of the suite")
     parser.add_argument("--tasks", type=dict[str, Task], required=True, help="tasks by name, by class_path")
     parser.add_argument("--model", nargs="+", type=str, default=[], help="[part=]FOLDER of each part of the model")
@@ -63,8 +60,6 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--rescore", type=bool, default=False, help="score the records of --out again, without a model")
     parser.add_argument("--retry", type=bool, default=False, help="ask the judge again where it did not answer")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--rank", type=int | None, help="this process, from 0, where neither torchrun nor Slurm says")
-    parser.add_argument("--world_size", type=int | None, help="number of processes")
     return parser
 
 
@@ -86,7 +81,7 @@ def evaluate(built: Any, console: Console | None = None) -> Evaluation | None:
         parts = Planted(roles["planted"], chosen)
     else:
         dtype = torch.bfloat16 if built.bf16 else torch.float32
-        device = choose_device(built.device, place)
+        device = choose_device(built.device, place.local_rank)
         parts = ModelParts(roles, built.judges, device, built.sampling, built.speaker, dtype)
     suite = Suite(
         chosen, parts, out, place, lambda line: console.print(line, style="dim", highlight=False, markup=False)

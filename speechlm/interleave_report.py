@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sounds", type=int, default=8, help="spans of each source to hear")
     parser.add_argument("--shards", type=int, help="read so many of each source at most")
     parser.add_argument("--out", help="folder to write to instead of --data")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to decode on")
+    parser.add_argument("--device", default="auto", help="to decode on: auto, cpu, cuda or cuda:N")
     return parser
 
 

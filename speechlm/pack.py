@@ -4,8 +4,7 @@ Any number of processes share the work. Whatever was interrupted, the identical 
 """
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,14 @@ from datamodules.interleaved import read_making
 from datamodules.packing import PackJob, PackSettings, PackSource, accounts
 from datamodules.token_folder import TokenFolder
 from speechlm.hidden_secrets import hide_secrets
-from speechlm.ranks import find_rank
+from speechlm.job_cli import JobCLI, job_parser, require_folder_name
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.vocab import Vocab
 
 
 def build_parser() -> ArgumentParser:
     """The command line; constructors are its schema."""
-    parser = ArgumentParser(
-        prog="python -m speechlm.pack",
-        usage="%(prog)s --config FILE [--config FILE ...] [--section.key value ...]",
-        description=(__doc__ or "").splitlines()[0],
-        parser_mode="omegaconf+",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of the arguments below")
+    parser = job_parser("speechlm.pack", __doc__)
     parser.add_argument("--out", type=str, required=True, help="folder for the rows, one folder in it for each source")
     parser.add_argument("--sources", type=dict[str, PackSource], required=True, help="corpora by name")
     parser.add_argument("--text_tokenizer", type=str, required=True, help="Hugging Face folder or name")
@@ -42,27 +35,16 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--num_speech", type=int | None, help="speech codes; null: as the first source of speech says")
     parser.add_class_arguments(PackSettings, "packing")
-    parser.add_argument("--rank", type=int | None, help="this process, from 0, where neither torchrun nor Slurm says")
-    parser.add_argument("--world_size", type=int | None, help="number of processes")
     return parser
 
 
-class PackCLI:
-    """What a command line says, and what is refused of it, with exit code 2 and the argument's name.
-
-    Args:
-        args: instead of the process's own.
-    """
-
-    def __init__(self, args: list[str] | None = None) -> None:
-        self.parser = build_parser()
-        self.config = self.parser.parse_args(None if args is None else list(map(str, args)))
+class PackCLI(JobCLI):
+    """Makes rows of the corpora that a command line names."""
 
     def run(self) -> None:
         """Make this process's share of the rows, and the index of every source that is complete with them."""
-        with self._refusing("rank"):
-            rank = find_rank(self.config.rank, self.config.world_size)
-        with self._refusing("packing"):
+        rank = self.find_rank()
+        with self.refusing("packing"):
             built = self.parser.instantiate(self.config)
         jobs = self._jobs(built)
         mine = [
@@ -70,9 +52,8 @@ class PackCLI:
             for number, (job, unit) in enumerate((job, unit) for job in jobs for unit in range(len(job.units)))
             if number % rank.world_size == rank.rank
         ]
-        title = f"rank {rank.rank} of {rank.world_size}" if rank.world_size > 1 else ""
-        progress = PackProgress(sum(_bytes(job, unit) for job, unit in mine), title)
-        with self._refusing("sources", ValueError):
+        progress = PackProgress(sum(_bytes(job, unit) for job, unit in mine), rank.title)
+        with self.refusing("sources", ValueError):
             for job, unit in mine:
                 if job.is_done(unit):
                     progress.kept(_bytes(job, unit))
@@ -85,31 +66,20 @@ class PackCLI:
     def _jobs(self, built: Any) -> list[PackJob]:
         """Everything that can be refused before anything is made."""
         out = Path(built.out)
-        with self._refusing("text_tokenizer"):
+        with self.refusing("text_tokenizer"):
             tokenizer = TextTokenizer(built.text_tokenizer)
-        with self._refusing("sources"):
+        with self.refusing("sources"):
             for source in built.sources.values():
                 source.files()
-        with self._refusing("vocab"):
+        with self.refusing("vocab"):
             vocab = choose_vocab(built, tokenizer)
             save_vocab(vocab, out / "vocab.json")
         jobs = []
         for name, source in built.sources.items():
-            with self._refusing(f"sources.{name}"):
-                if Path(name).name != name or name.startswith("."):
-                    raise ValueError(f"{name!r} can not be the name of a folder")
+            with self.refusing(f"sources.{name}"):
+                require_folder_name(name)
                 jobs.append(PackJob(name, source, built.packing, vocab, tokenizer, out / name))
         return jobs
-
-    @contextmanager
-    def _refusing(
-        self, argument: str, kinds: type[Exception] | tuple[type[Exception], ...] = (ValueError, OSError)
-    ) -> Iterator[None]:
-        """What is wrong with an argument ends the process with exit code 2 and the argument's name."""
-        try:
-            yield
-        except kinds as error:
-            self.parser.error(f"argument {argument}: {error}")
 
 
 def choose_vocab(config: Any, tokenizer: TextTokenizer) -> Vocab:
@@ -193,7 +163,7 @@ def main(args: list[str] | None = None) -> None:
     """Parse, build, pack; exit code 2 for an argument that is wrong, 1 for a corpus that is."""
     hide_secrets()
     try:
-        PackCLI(args).run()
+        PackCLI(build_parser(), args).run()
     except RuntimeError as error:
         sys.exit(str(error))
 

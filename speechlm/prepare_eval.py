@@ -25,6 +25,7 @@ from jsonargparse import auto_cli
 from datamodules.eval_sets import questions, recordings, salmon, stories, texts, zerospeech
 from datamodules.recipes.part_writer import Tally
 from speechlm.conservation import Account
+from speechlm.devices import choose_device
 from speechlm.engines.base import Sampling
 from speechlm.evals import closed_world
 from speechlm.evals.items import Item, said_fields, write_items
@@ -32,7 +33,6 @@ from speechlm.evals.parts import TextToSpeechTokens
 from speechlm.evaluated import Judges, ModelParts
 from speechlm.hidden_secrets import hide_secrets
 from speechlm.ranks import find_rank
-from speechlm.tokenize import choose_device
 
 GROUP = 64  # fields that are spoken together
 
@@ -80,7 +80,7 @@ def write(
     tally, kept = tally or Tally(found=len(found)), found
     if speak:
         parts = ModelParts(
-            {"text_to_token": speak}, Judges(), choose_device(device, find_rank()), Sampling(temperature=0.0)
+            {"text_to_token": speak}, Judges(), choose_device(device, find_rank().local_rank), Sampling(temperature=0.0)
         )
         kept = speak_items(found, parts.text_to_token, parts.hash_of("codes"), language)
     there = set(map(id, kept))

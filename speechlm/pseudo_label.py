@@ -16,10 +16,10 @@ from datamodules.cuts import manifests_of
 from datamodules.label_folder import LabelFolder, LabelPlan
 from datamodules.labelling import Labeller, Listening, Trust, manifest_of_audio
 from datamodules.token_plan import count_manifests
+from speechlm.devices import choose_device
 from speechlm.hidden_secrets import hide_secrets
 from speechlm.nn.hub_asr import load_asr
 from speechlm.ranks import find_rank
-from speechlm.tokenize import choose_device
 
 AUDIO = "audio.jsonl.gz"
 
@@ -53,14 +53,14 @@ def label(
     """
     place = find_rank(rank, world_size)
     manifests = count_audio(audio, out, listening.decode_threads)
-    recogniser = load_asr(whisper, choose_device(device, place), listening.bf16)
+    recogniser = load_asr(whisper, choose_device(device, place.local_rank), listening.bf16)
     known = recogniser.languages
     if language and known and language not in known:
         raise ValueError(f"{whisper} does not know the language {language!r}; it knows {', '.join(sorted(known))}")
     settings = {k: v for k, v in asdict(listening).items() if k not in ("shard_size", "decode_threads")}
     plan = LabelPlan(manifests, listening.shard_size, whisper, recogniser.hash, {"language": language, **settings})
     folder = LabelFolder.start(out, plan)
-    name = f"rank {place.rank} of {place.world_size}" if place.world_size > 1 else ""
+    name = place.title
     mine = range(place.rank, plan.num_shards, place.world_size)
     with WorkProgress(sum(map(plan.shard_length, mine)), name, bar=None if place.world_size == 1 else False) as watcher:
         work = Labeller(folder, recogniser, listening, trust, language, watcher, place.rank, place.world_size)

@@ -22,6 +22,11 @@ class Rank:
     world_size: int = 1
     local_rank: int = 0
 
+    @property
+    def title(self) -> str:
+        """For progress bars; "" of the only process."""
+        return f"rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
+
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be at least 0 and below world_size, got {self.rank} of {self.world_size}")

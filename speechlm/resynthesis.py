@@ -1,20 +1,20 @@
 """A recording through its speech tokens and back: tokenizer, flow decoder and vocoder as one."""
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import torch
-from scipy.signal import resample_poly
 from torch import Tensor
 
+from speechlm.devices import choose_device
 from speechlm.load import load_stage, load_vocoder
 from speechlm.nn.flow_released import ReleasedFlow
 from speechlm.nn.generator import Generator
 from speechlm.nn.glm4voice import is_released
 from speechlm.nn.hift_released import read_hift
+from speechlm.sound import resample
 from speechlm.stages.flow_decoder import FlowDecoder
 from speechlm.tokenizers import Glm4VoiceTokens, RunTokens
 from speechlm.tokens.clock import Clock
@@ -73,11 +73,11 @@ class Resynthesizer:
             ValueError: no mono waveform, not finite, silent, shorter than a token or longer than half an hour.
         """
         require_speech(audio, sample_rate_hz, self.tokenizer.clock)
-        heard = torch.from_numpy(resampled(audio, sample_rate_hz, self.tokenizer.clock.sample_rate_hz))
+        heard = torch.from_numpy(_at(audio, sample_rate_hz, self.tokenizer.clock.sample_rate_hz))
         tokens, lens = self.tokenizer.tokenize(heard[None], torch.tensor([len(heard)]))
         tokens, lens = tokens.to(self.decoder.device), lens.to(self.decoder.device)
         made = self._streamed(tokens, seed) if stream else self.decoder.speak(tokens, lens, seed=seed)[0]
-        original = resampled(audio, sample_rate_hz, self.sample_rate_hz)
+        original = _at(audio, sample_rate_hz, self.sample_rate_hz)
         return Resynthesis(original, tokens[0].cpu().numpy(), made[0].float().cpu().numpy()[: len(original)])
 
     def _streamed(self, tokens: Tensor, seed: int) -> Tensor:
@@ -93,14 +93,14 @@ def open_resynthesizer(tokenizer: str, decoder: str, vocoder: str | None = None,
         tokenizer: run folder, or folder of the released tokenizer.
         decoder: run folder, or folder with the released `flow.pt` and `hift.pt`.
         vocoder: run folder, `hift.pt` or `.safetensors`, instead of the one the decoder's config names.
-        device: to compute on.
+        device: to compute on: auto, cpu, cuda or cuda:N.
 
     Raises:
         ValueError: a folder holds something else, or the parts do not fit each other.
     """
     tokens = Glm4VoiceTokens(tokenizer) if is_released(Path(tokenizer)) else RunTokens(tokenizer)
     stage = open_decoder(decoder, vocoder, device)
-    tokens.move_to(torch.device(device))
+    tokens.move_to(stage.device)
     return Resynthesizer(tokens, stage)
 
 
@@ -114,7 +114,7 @@ def open_decoder(decoder: str, vocoder: str | None = None, device: str = "cpu") 
     if vocoder is not None:
         stage.hear_through(_vocoder(vocoder, stage.clock.sample_rate_hz))
     stage.vocoder()
-    return stage.to(device)
+    return stage.to(choose_device(device))
 
 
 def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
@@ -147,12 +147,9 @@ def require_speech(audio: np.ndarray, sample_rate_hz: int, clock: Clock) -> None
         raise ValueError("every sample of the recording is zero")
 
 
-def resampled(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """(N,) float32 at one rate -> at another, clipped to [-1, 1]."""
-    if from_hz != to_hz:
-        common = math.gcd(from_hz, to_hz)
-        audio = resample_poly(audio, to_hz // common, from_hz // common)
-    return np.clip(np.asarray(audio, dtype=np.float32), -1.0, 1.0)
+def _at(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """(N,) at another rate, as float32 in [-1, 1]."""
+    return np.clip(resample(audio, from_hz, to_hz).astype(np.float32), -1.0, 1.0)
 
 
 def _decoder(path: str) -> FlowDecoder:

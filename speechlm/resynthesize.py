@@ -8,21 +8,17 @@ the released weights: of the tokenizer, and of the decoder with `flow.pt` and `h
 """
 
 import argparse
-import io
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import soundfile
-import torch
 
 from speechlm.conservation import Account
 from speechlm.evals.resynthesis_page import Pair, listening_page
 from speechlm.files import write_bytes_atomic, write_text_atomic
 from speechlm.hidden_secrets import hide_secrets
 from speechlm.resynthesis import Resynthesizer, open_resynthesizer, read_audio
+from speechlm.sound import encoded
 
 ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
@@ -41,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the decoder's noise")
     parser.add_argument("--stream", action="store_true", help="decode block by block, as tokens would come")
     parser.add_argument("--limit", type=int, help="at most so many files of a folder")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
 
@@ -86,13 +82,6 @@ def resynthesize_folder(speak: Resynthesizer, source: Path, out: Path, settings:
     account = Account("files", len(inside), len(pairs), reasons, ("in the folder", "resynthesised", "left out"))
     print(f"{account.require(str(out))}; {out / 'index.html'}")
     return pairs
-
-
-def encoded(audio: np.ndarray, rate_hz: int, form: str) -> bytes:
-    """(N,) samples as a file."""
-    out = io.BytesIO()
-    soundfile.write(out, audio, rate_hz, format=form, subtype="PCM_16")
-    return out.getvalue()
 
 
 def run(settings: argparse.Namespace) -> list[Pair]:

@@ -6,27 +6,25 @@ Any number of processes share the work. Whatever was interrupted, the identical 
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 
 from callbacks.synthesis_progress import SynthesisProgress
 from datamodules.chats import ChatSettings
 from datamodules.data_card import DataCard
-from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSource, accounts, text_to_token_writer
+from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSource, accounts
 from datamodules.sealed import write_sealed
 from datamodules.speaking_chats import ChatJob
+from speechlm.devices import choose_device
 from speechlm.engines.base import Sampling, Target
 from speechlm.engines.open import EngineSettings, model_hash
 from speechlm.engines.replicas import NoServer
 from speechlm.engines.sglang import BadAnswer
 from speechlm.hidden_secrets import hide_secrets
-from speechlm.ranks import find_rank
+from speechlm.job_cli import JobCLI, job_parser, require_folder_name
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
@@ -34,13 +32,7 @@ from speechlm.tokens.vocab import Vocab
 
 def build_parser() -> ArgumentParser:
     """The command line; constructors are its schema."""
-    parser = ArgumentParser(
-        prog="python -m speechlm.synthesize",
-        usage="%(prog)s --config FILE [--config FILE ...] [--section.key value ...]",
-        description=(__doc__ or "").splitlines()[0],
-        parser_mode="omegaconf+",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of the arguments below")
+    parser = job_parser("speechlm.synthesize", __doc__)
     parser.add_argument("--model", type=str, required=True, help="folder of an exported text-to-token model")
     parser.add_argument("--out", type=str, required=True, help="folder for the documents, one folder in it per source")
     parser.add_argument("--sources", type=dict[str, TextSource], required=True, help="text corpora by name")
@@ -51,52 +43,39 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--engine", type=EngineSettings, required=True, help="what generates, by class_path")
     parser.add_argument("--target_ids", type=float, default=0.0, help="speech ids wanted in all, to say what they cost")
     parser.add_argument("--device", type=str, default="auto", help="of an engine in this process")
-    parser.add_argument("--rank", type=int | None, help="this process, from 0, where neither torchrun nor Slurm says")
-    parser.add_argument("--world_size", type=int | None, help="number of processes")
     return parser
 
 
-class SynthesizeCLI:
-    """What a command line says, and what is refused of it, with exit code 2 and the argument's name.
-
-    Args:
-        args: instead of the process's own.
-    """
-
-    def __init__(self, args: list[str] | None = None) -> None:
-        self.parser = build_parser()
-        self.config = self.parser.parse_args(None if args is None else list(map(str, args)))
+class SynthesizeCLI(JobCLI):
+    """Makes documents or dialogues of the texts that a command line names."""
 
     def run(self) -> None:
         """Make this process's share, and the summary of every source that is complete with it."""
-        with self._refusing("rank"):
-            rank = find_rank(self.config.rank, self.config.world_size)
-        with self._refusing("interleave"):
+        rank = self.find_rank()
+        with self.refusing("interleave"):
             built = self.parser.instantiate(self.config)
         jobs, vocab, tokenizer = self._jobs(built)
-        writer = text_to_token_writer(built.interleave.template, vocab, tokenizer)
+        writer = tokenizer.writer("tts", built.interleave.template, vocab)
         target = Target(vocab.speech_offset, vocab.num_speech, writer.closing)
-        with self._refusing("engine"):
-            engine = built.engine.open(built.model, target, device_of(built.device, rank.local_rank))
-        title = f"rank {rank.rank} of {rank.world_size}" if rank.world_size > 1 else ""
+        with self.refusing("engine"):
+            engine = built.engine.open(built.model, target, str(choose_device(built.device, rank.local_rank)))
         for name, job in jobs.items():
-            progress = SynthesisProgress(f"{title} {name}".strip(), built.target_ids)
-            with self._refusing("sources", ValueError):
+            progress = SynthesisProgress(f"{rank.title} {name}".strip(), built.target_ids)
+            with self.refusing("sources", ValueError):
                 job.run(engine, rank.rank, rank.world_size, progress)
             print(progress)
             print(self._report(name, job))
 
     def _jobs(self, built: Any) -> tuple[dict[str, InterleaveJob], Vocab, TextTokenizer]:
         """Everything that can be refused before anything is made."""
-        with self._refusing("model"):
+        with self.refusing("model"):
             folder = Path(built.model)
             vocab, tokenizer = Vocab.load(folder / "vocab.json"), TextTokenizer(folder)
             model = model_hash(folder)
         jobs = {}
         for name, source in built.sources.items():
-            with self._refusing(f"sources.{name}"):
-                if Path(name).name != name or name.startswith("."):
-                    raise ValueError(f"{name!r} can not be the name of a folder")
+            with self.refusing(f"sources.{name}"):
+                require_folder_name(name)
                 sampling = replace(built.sampling, seed=built.interleave.seed)
                 out, rate_hz = Path(built.out) / name, float(built.clock.token_rate_hz)
                 parts = (source, built.interleave, vocab, tokenizer, out, rate_hz, sampling, model)
@@ -132,29 +111,12 @@ class SynthesizeCLI:
             f"{share:.1%} of the text spoken"
         )
 
-    @contextmanager
-    def _refusing(
-        self, argument: str, kinds: type[Exception] | tuple[type[Exception], ...] = (ValueError, OSError)
-    ) -> Iterator[None]:
-        """What is wrong with an argument ends the process with exit code 2 and the argument's name."""
-        try:
-            yield
-        except kinds as error:
-            self.parser.error(f"argument {argument}: {error}")
-
-
-def device_of(name: str, local_rank: int) -> str:
-    """The device of this process: its own GPU where there is one."""
-    if name != "auto":
-        return name
-    return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-
 
 def main(args: list[str] | None = None) -> None:
     """Parse, build, synthesize; exit code 2 for an argument that is wrong, 1 where no engine answers any more."""
     hide_secrets()
     try:
-        SynthesizeCLI(args).run()
+        SynthesizeCLI(build_parser(), args).run()
     except (NoServer, BadAnswer) as error:
         sys.exit(str(error))
 

@@ -186,7 +186,9 @@ def test_an_export_makes_documents_that_rows_are_packed_from(
 @pytest.mark.parametrize("name", ["fineweb_edu.yaml", "fineweb_edu_voices.yaml", "tiny/fineweb_edu.yaml"])
 def test_synthesis_configs_parse(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    assert synthesize.SynthesizeCLI(["--config", f"configs/synthesize/{name}"]).config.sources
+    assert synthesize.SynthesizeCLI(
+        synthesize.build_parser(), ["--config", f"configs/synthesize/{name}"]
+    ).config.sources
 
 
 @pytest.mark.parametrize(

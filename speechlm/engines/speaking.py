@@ -11,7 +11,7 @@ from speechlm.engines.hugging_face import HuggingFaceEngine
 from speechlm.engines.slots import positions_of
 from speechlm.spoken_text import spoken
 from speechlm.text_tokenizer import TextTokenizer
-from speechlm.tokens.templates import Template, Writer
+from speechlm.tokens.templates import Template
 from speechlm.tokens.vocab import Vocab
 
 
@@ -45,9 +45,7 @@ def speak(
     Raises:
         ValueError: the template has ``{voice}`` and there is none, or the other way round.
     """
-    writer = Writer(
-        "tts", template, vocab, lambda text: tokenizer.encode([text])[0].tolist(), tokenizer.specials, tokenizer.end
-    )
+    writer = tokenizer.writer("tts", template, vocab)
     if voice and not writer.voiced:
         raise ValueError(f"the template has no {{voice}}, so nobody can be asked to speak as {voice!r}")
     ids = tokenizer.encode([spoken(text, language) for text, language in zip(texts, languages, strict=True)])

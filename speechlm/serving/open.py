@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from speechlm.devices import choose_device
 from speechlm.engines.hugging_face_stream import HuggingFaceStreams
 from speechlm.engines.id_kinds import IdKinds
 from speechlm.engines.sglang_stream import SGLangStreams
@@ -67,7 +68,7 @@ def open_voice(
     tokenizer, decoder, vocoder = (read_stage(folder / part) for part in ("tokenizer", "decoder", "vocoder"))
     require_fit(vocab, tokenizer, decoder, vocoder)
     assert isinstance(tokenizer, SpeechTokenizer) and isinstance(decoder, FlowDecoder) and isinstance(vocoder, Vocoder)
-    device = _device(runtime.device)
+    device = choose_device(runtime.device)
     for stage in (tokenizer, decoder, vocoder):
         stage.to(device).requires_grad_(False)
     kinds = IdKinds(vocab, [i for i in text.specials.values() if i < vocab.num_text])
@@ -96,7 +97,7 @@ def open_template(manifest: Manifest, vocab: Vocab, text: TextTokenizer) -> Chat
     """The bundle's chat template for its vocabulary; names of the exported tokenizer that are not text are the vocabulary's."""
     template = named_template(manifest.template, manifest.text_block, manifest.speech_block)
     specials = {name: i for name, i in text.specials.items() if i < vocab.num_text}
-    return Chat(template, vocab, lambda words: text.encode([words])[0].tolist(), specials)
+    return Chat(template, vocab, text.ids_of, specials)
 
 
 def require_fit(vocab: Vocab, tokenizer: Any, decoder: Any, vocoder: Any) -> None:
@@ -159,12 +160,3 @@ def _transcriber(tokenizer: SpeechTokenizer, device: torch.device) -> Callable[[
             return tokenizer.transcribe(waveform, torch.tensor([len(audio)], device=device))[0]
 
     return transcribe
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{name!r} is not here; there is the CPU")
-    return device
