@@ -18,12 +18,10 @@ from speechlm.evals.parts import Parts, Piece
 from speechlm.evals.prompts import Codes, filled, written
 from speechlm.evals.quality import grades, quality_metrics
 from speechlm.evals.task import Example, Place, Record, Scored, Task, each, first_by, usable
+from speechlm.tokens.chat_templates import CHAT_TEMPLATES
 
 #: Of the released model (github.com/THUDM/GLM-4-Voice, web_demo.py); other prompts make it worse.
-SYSTEM = (
-    "User will provide you with a speech instruction. Do it step by step. First, think about the instruction and respond in a "
-    "interleaved manner, with 13 text token followed by 26 audio tokens. "
-)
+SYSTEM = CHAT_TEMPLATES["glm4voice"].instructions["speech"]
 
 
 class Chat(Task):

@@ -18,6 +18,7 @@ from speechlm.evals.parts import Parts
 from speechlm.evals.prompts import Codes
 from speechlm.evals.quality import grades, quality_metrics
 from speechlm.evals.task import Example, Place, Record, Scored, Task, first_by, usable
+from speechlm.evals.token_agreement import edit_distance
 
 
 class SpokenTexts(Task):
@@ -89,7 +90,7 @@ class SpokenTexts(Task):
             metrics.append(percent("texts not spoken to an end", [r["codes"] is None for _, r in good], "lower"))
         both = [(r["codes"], r["recorded"]) for _, r in good if r["codes"] and r.get("recorded")]
         if both:
-            errors = [edits(made, real) for made, real in both]
+            errors = [edit_distance(np.asarray(made), np.asarray(real)) for made, real in both]
             lengths = [len(real) for _, real in both]
             metrics.append(ratio("token error rate", errors, lengths, "%", "lower", 100.0))
             metrics.append(ratio("tokens made to tokens recorded", [len(made) for made, _ in both], lengths))
@@ -108,18 +109,6 @@ class SpokenTexts(Task):
             saved, rate = read_sound(str(place.files / name))
             records[n] |= {"sound": name, "text": text, "quality": grades(self.quality, saved, rate, None, parts)}
         return records
-
-
-def edits(made: Sequence[int], real: Sequence[int]) -> int:
-    """Fewest substitutions, deletions and insertions between two sequences of ids."""
-    before = np.arange(len(real) + 1)
-    target = np.asarray(real)
-    for n, token in enumerate(made, 1):
-        best = np.minimum(before[1:] + 1, before[:-1] + (target != token))
-        row = np.concatenate([[n], best])
-        row = np.minimum.accumulate(row - np.arange(len(row))) + np.arange(len(row))  # insertions, one after the other
-        before = row
-    return int(before[-1])
 
 
 def _codes_or_none(found: Any) -> list[int] | None:
