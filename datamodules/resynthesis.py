@@ -13,7 +13,7 @@ from datamodules.audio_batches import UsableCuts
 from datamodules.cuts import CutSource
 from datamodules.pitch import PitchMethod, require_pitch
 from datamodules.resynthesis_batches import ResynthesisDataset
-from datamodules.token_folder import FIELD
+from datamodules.token_folder import FIELD, TokenFolder
 from speechlm.tokens.clock import Clock
 
 EDGE_SEC = 0.01  # decoded on both sides of a piece, so that the resampling filter has its surroundings
@@ -96,10 +96,22 @@ class ResynthesisDataModule(AudioDataModule):
         )
 
     def setup(self, stage: str | None = None) -> None:
-        """Manifests, and whoever hears the pitch, must be there before anything is trained."""
+        """Manifests, and whoever hears the pitch, must be there before anything is trained, and tokens be of one tokenizer."""
         super().setup(stage)
         if self.pitch is not None:
             require_pitch()
+        if self.tokens:
+            self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Folders of tokens must have the stage's codes, all by the tokenizer of the first; other manifests do not say."""
+        vocab = getattr(self.trainer.lightning_module, "vocab", None) if self.trainer else None
+        tokenizer: str | None = None
+        for source in [*self.train_sources, *self.val_sources.values()]:
+            folder = TokenFolder.find(source.path)
+            if folder is not None:
+                folder.require(vocab, tokenizer, self.clock)
+                tokenizer = folder.header.tokenizer_hash
 
     def _train_dataset(self) -> Dataset:
         """Pieces, cut-off or whole recordings."""

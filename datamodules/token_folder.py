@@ -22,7 +22,7 @@ from datamodules.cut_shards import CutShards, ManifestCount
 from datamodules.sealed import read_sealed, require_same, seal_of, write_sealed
 from speechlm.conservation import Account
 from speechlm.tokens.clock import Clock
-from speechlm.tokens.vocab import Vocab
+from speechlm.tokens.vocab import OtherVocab, Vocab
 
 SCHEMA = 1
 FIELD = "speech_tokens"  # of the cuts
@@ -218,7 +218,7 @@ class TokenFolder:
             clock: whose token rate they must have.
 
         Raises:
-            ValueError: naming both sides.
+            OtherVocab: naming both sides.
         """
         header = self.header
         own = header.vocab
@@ -233,7 +233,7 @@ class TokenFolder:
             pairs.append(("tokens per second", header.clock.token_rate_hz, clock.token_rate_hz))
         differing = [f"{what} {ours}, wanted {theirs}" for what, ours, theirs in pairs if ours != theirs]
         if differing:
-            raise ValueError(
+            raise OtherVocab(
                 f"the tokens in {self.path} are not those that are wanted: {'; '.join(differing)}. The same id would mean "
                 f"different things: tokenize the corpus again with that tokenizer, or name the folder that was"
             )

@@ -83,6 +83,7 @@ def export_codebook(stage: SpeechTokenizer, out: str | Path) -> None:
         vectors = quantizer.decode(torch.arange(quantizer.num_codes)).float().contiguous()
     Path(out).mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(Path(out) / "codebook.safetensors", save({CODEBOOK: vectors}))
+    print(f"vectors of {len(vectors)} codes, {vectors.shape[1]} numbers each")
 
 
 def export_vocoder(stage: Vocoder, out: str | Path) -> None:
@@ -190,7 +191,8 @@ def export_run(settings: argparse.Namespace) -> None:
     averaged = settings.ema if isinstance(stage, SpeechLM) else getattr(stage, "average", None) is not None
     account = account_of(stage, averaged).require(settings.run)
     formats[name](stage, settings.out, settings)
-    print(account)
+    if name != "codebook":  # of which alone the account would be untrue
+        print(account)
     if not released:  # nothing is known of how it was trained
         write_model_card(settings.run, stage, settings.out, name)
 

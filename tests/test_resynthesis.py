@@ -1,5 +1,6 @@
 """Recordings with their tokens: aligned to the sample, shortened the same way again, bad ones counted."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, NumpyFilesWriter
 from lightning import LightningModule, Trainer
+from safetensors.torch import load_file, save_file
 from scipy.signal import correlate
 from torch import Tensor
 
@@ -19,7 +21,9 @@ from datamodules.resynthesis import ResynthesisDataModule
 from datamodules.resynthesis_batches import aligned, load_tokens
 from speechlm.batch import ResynthesisBatch
 from speechlm.tokens.clock import Clock
-from tests.audio_corpus import cut_of
+from speechlm.tokens.vocab import OtherVocab, Vocab
+from tests.audio_corpus import cut_of, make_corpus
+from tests.token_corpus import GOLDEN, tokenized
 
 CLOCK = Clock(sample_rate_hz=22_050, token_rate_hz=12.5, hop_samples=256)
 TOKENIZER_CLOCK = Clock(sample_rate_hz=16_000, token_rate_hz=12.5)
@@ -59,6 +63,42 @@ def data(path: Path, **settings: object) -> ResynthesisDataModule:
 
 def batches(module: AudioDataModule) -> list[ResynthesisBatch]:
     return list(module.train_dataloader())  # type: ignore[arg-type]
+
+
+# -- whose tokens ------------------------------------------------------------------------------------------------------
+
+
+class Decoder(LightningModule):
+    """A stage that speaks so many codes."""
+
+    def __init__(self, codes: int) -> None:
+        super().__init__()
+        self.vocab = Vocab(num_text=0, num_speech=codes, controls=())
+
+
+def test_tokens_of_another_codebook_or_of_two_tokenizers_are_refused_before_training(tmp_path: Path):
+    manifest = make_corpus(tmp_path / "corpus", 6, seconds=(0.5, 1.0))
+    one = tokenized(tmp_path / "one", manifest)
+    weights = load_file(GOLDEN / "model.safetensors")
+    other = Path(shutil.copytree(GOLDEN, tmp_path / "other_tokenizer"))
+    save_file(
+        {**weights, "model.encoder.conv1.weight": 2 * weights["model.encoder.conv1.weight"]},
+        other / "model.safetensors",
+    )
+    retrained = {"class_path": "speechlm.tokenizers.Glm4VoiceTokens", "init_args": {"folder": str(other)}}
+    two = tokenized(tmp_path / "two", manifest, tokenizer=retrained)
+
+    def setup(codes: int, *sources: Path) -> None:
+        module = ResynthesisDataModule(CLOCK, [CutSource(str(path)) for path in sources], epochs=1)
+        module.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+        module.trainer.strategy.connect(Decoder(codes))
+        module.setup("fit")
+
+    setup(64, one)
+    with pytest.raises(OtherVocab, match="codes 64, wanted 128"):
+        setup(128, one)
+    with pytest.raises(OtherVocab, match=r"two/out are not those that are wanted: tokenizer \w+, wanted \w+"):
+        setup(64, one, two)
 
 
 # -- alignment ---------------------------------------------------------------------------------------------------------
