@@ -103,10 +103,11 @@ def test_only_what_failed_is_sent_again(stub: Stub, status: int):
     assert len(stub.requests) == 10 + 2
 
 
-def test_a_dead_replica_loses_nothing(stub: Stub):
+def test_a_dead_replica_loses_nothing_and_is_named_once(stub: Stub, caplog: pytest.LogCaptureFixture):
     with serving(count_up, VOCAB) as second:
         second.dead = True
         assert len(by_key(engine(stub, second), prompts(60), GREEDY)) == 60
+        assert [record.getMessage().split(" (")[0] for record in caplog.records] == [f"{second.url} does not answer"]
 
 
 def test_when_all_replicas_stay_away_the_run_stops_and_says_why(stub: Stub):

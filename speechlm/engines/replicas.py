@@ -1,9 +1,12 @@
 """Which of several servers gets the next request, and what happens when one stops answering."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
 
 BACKOFF_SEC = (0.5, 30.0)  # after the first failure, and at most
 
@@ -64,6 +67,8 @@ class Replicas:
     def answered(self, replica: Replica) -> None:
         """The request is done."""
         with self._changed:
+            if replica.failures:
+                log.warning("%s answers again", replica.url)
             replica.busy, replica.failures = replica.busy - 1, 0
             self._last_answer = time.monotonic()
             self._changed.notify_all()
@@ -72,6 +77,13 @@ class Replicas:
         """The request came to nothing for a reason that is the server's."""
         with self._changed:
             replica.busy, replica.failures, replica.last_error = replica.busy - 1, replica.failures + 1, error
+            if replica.failures == 1:
+                log.warning(
+                    "%s does not answer (%s); it is asked again, and without any server for %g s the run ends",
+                    replica.url,
+                    error,
+                    self.patience_sec,
+                )
             first, longest = BACKOFF_SEC
             replica.closed_until = time.monotonic() + min(longest, first * 2 ** (replica.failures - 1))
             self._changed.notify_all()
