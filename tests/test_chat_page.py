@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speechlm.serving.random_parts import write_random_bundle
-from tests.tiny_chat import LIMITS, WHISPER, Running, serving, speech, tiny_voice
+from tests.tiny_chat import LIMITS, Running, serving, speech, tiny_voice
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -37,10 +36,8 @@ def recording(path: Path, speech_sec: float, silence_sec: float, rate_hz: int = 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("page") / "bundle"
-    write_random_bundle(folder, WHISPER)
-    voice = tiny_voice(folder, LIMITS)
+def server(bundle: Path) -> Iterator[Running]:
+    voice = tiny_voice(bundle, LIMITS)
     with serving(voice, api_key=KEY) as running:
         yield running
     voice.close()

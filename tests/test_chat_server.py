@@ -20,21 +20,13 @@ import soundfile as sf
 from openai import AsyncOpenAI, AuthenticationError, OpenAI
 
 from speechlm.engines.streaming import EngineFailed
-from speechlm.serving.random_parts import write_random_bundle
 from speechlm.serving.session import VoiceSession
 from speechlm.serving.voice import Voice
 from speechlm.serving.web.settings import ServerSettings
-from tests.tiny_chat import WHISPER, Running, serving, speech, tiny_voice
+from tests.tiny_chat import Running, serving, speech, tiny_voice
 
 KEY = "a-key-for-tests"
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chat") / "bundle"
-    write_random_bundle(folder, WHISPER)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from speechlm.serving.bundle import read_manifest
 from speechlm.serving.history import History, cut_speech
 from speechlm.serving.open import require_fit
 from speechlm.serving.parts import read_stage
-from speechlm.serving.random_parts import write_random_bundle
 from speechlm.serving.reply import AudioDelta, TextDelta, Wish
 from speechlm.serving.resample import Resampler
 from speechlm.serving.session import VoiceSession
@@ -31,13 +30,6 @@ from speechlm.tokens.vocab import Vocab
 from tests.tiny_chat import WHISPER, speech, tiny_voice, write_wav
 
 GREEDY = Wish(Sampling(temperature=0.0))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chat") / "bundle"
-    write_random_bundle(folder, WHISPER)
-    return folder
 
 
 @pytest.fixture(scope="module")
