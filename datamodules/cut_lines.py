@@ -10,10 +10,8 @@ Likewise an array may have the storage "tar_npy", see `tar_arrays`.
 """
 
 import base64
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,12 +21,13 @@ from typing import Any, cast
 from lhotse import AudioSource
 
 from datamodules import tar_arrays
+from datamodules.bounded_lines import bounded_lines
 from datamodules.tars import MAX_MEMBER_BYTES, read_member
 
 SAFE_SOURCES = ("file", "memory", "shar", "tar")
 SAFE_STORAGES = ("lilcom_chunky", "lilcom_files", "numpy_files", "shar", tar_arrays.STORAGE)  # read without pickle
 CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut")
-MAX_LINE_BYTES = 64 * 2**20
+MAX_LINE_BYTES = 64 * 2**20  # no cut is that long
 TAR_KEY = "tar sources"
 
 
@@ -48,15 +47,8 @@ class Refused(ValueError):
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """Lines of a manifest, none of them longer than `MAX_LINE_BYTES`, whatever a compressed file unfolds to."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                if len(line) > MAX_LINE_BYTES:
-                    raise ValueError(f"{path} has a line of more than {MAX_LINE_BYTES} bytes; no cut is that long")
-                yield line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is cut short or damaged ({error}); fetch or write it again") from error
+    """Lines of a manifest, none of them longer than `MAX_LINE_BYTES`."""
+    return bounded_lines(path, MAX_LINE_BYTES)
 
 
 class LineParser:

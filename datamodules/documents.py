@@ -1,10 +1,6 @@
 """Documents of corpora, from every kind of file that rows are packed from."""
 
-import gzip
-import importlib
-import io
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.audio import text_of
+from datamodules.audio_batches import text_of
+from datamodules.bounded_lines import bounded_lines, optional
 from datamodules.cuts import CheckedCuts, manifests_of
 from datamodules.interleaved import read_interleaved
 from datamodules.token_cuts import tokens_of
@@ -151,7 +148,7 @@ def _string(value: Any) -> str:
 
 
 def _parquet(path: Path, text_field: str, id_field: str) -> Iterator[Raw]:
-    parquet = _optional("pyarrow.parquet", "pyarrow", path)
+    parquet = optional("pyarrow.parquet", "pyarrow", path)
     try:
         file = parquet.ParquetFile(path)
         columns = [name for name in (text_field, id_field) if name in file.schema_arrow.names]
@@ -168,39 +165,7 @@ def _parquet(path: Path, text_field: str, id_field: str) -> Iterator[Raw]:
 
 
 def placed_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Lines of `lines_of` that are not blank, each behind its place, such as "chats.jsonl:3"."""
-    for number, line in enumerate(lines_of(path), 1):
+    """Lines of a text file that are not blank, each behind its place, such as "chats.jsonl:3"; see `bounded_lines`."""
+    for number, line in enumerate(bounded_lines(path, MAX_LINE_BYTES), 1):
         if line.strip():
             yield f"{path}:{number}", line
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    """Lines of a text file, plain, gzip or zstandard, none longer than `MAX_LINE_BYTES`, whatever it unfolds to.
-
-    Raises:
-        ValueError: the file is cut short or damaged, or a line is too long.
-    """
-    try:
-        with _opened(path) as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                if len(line) > MAX_LINE_BYTES:
-                    raise ValueError(f"{path} has a line of more than {MAX_LINE_BYTES} bytes")
-                yield line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
-
-
-def _opened(path: Path) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        zstandard = _optional("zstandard", "zstandard", path)
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), closefd=True))
-    return open(path, "rb")
-
-
-def _optional(module: str, package: str, path: Path) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ValueError(f"reading {path} needs {package}: pip install {package}") from None
