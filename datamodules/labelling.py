@@ -1,14 +1,13 @@
 """Recordings to pseudo-labels: decoded ahead, in batches of like length, shard by shard, and chosen by how sure the model was."""
 
 import logging
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from lhotse import SupervisionSegment
@@ -18,6 +17,7 @@ from lhotse.utils import fastcopy
 from datamodules.background import in_background
 from datamodules.cuts import write_cuts
 from datamodules.label_folder import Counts, LabelFolder
+from datamodules.labels import Heard, Recogniser, Trust, compression_ratio
 from datamodules.quiet_splits import quiet_splits
 from datamodules.recipes.part_writer import PartWriter
 from datamodules.recipes.utterances import Utterance, write_utterances
@@ -65,82 +65,6 @@ class Listening:
             raise ValueError(
                 f"0 <= min_seconds < 1 <= max_seconds must hold, got {self.min_seconds} and {self.max_seconds}"
             )
-
-
-@dataclass(frozen=True)
-class Trust:
-    """What a label must be like to be trained on. The defaults are those that Whisper's authors decode by.
-
-    Args:
-        min_confidence: mean log-probability of its tokens.
-        max_compression: bytes of the text over those of its zlib stream; a text that repeats itself has a high one.
-        max_no_speech: probability that nobody speaks, of models that say it.
-    """
-
-    min_confidence: float = -1.0
-    max_compression: float = 2.4
-    max_no_speech: float = 0.6
-
-    def reason_against(self, heard: "Heard") -> str:
-        """Why a label is left out, or ""."""
-        if not heard.text:
-            return "nothing heard"
-        if heard.no_speech is not None and heard.no_speech > self.max_no_speech:
-            return "no speech"
-        if heard.confidence < self.min_confidence:
-            return "low confidence"
-        return "repeats itself" if compression_ratio(heard.text) > self.max_compression else ""
-
-
-class Label(Protocol):
-    """What a recogniser says of a stretch of audio."""
-
-    @property
-    def text(self) -> str:
-        """What is said, "" for nothing."""
-        ...
-
-    @property
-    def language(self) -> str:
-        """Code, "" where it is not known."""
-        ...
-
-    @property
-    def confidence(self) -> float:
-        """Mean log-probability of the tokens."""
-        ...
-
-    @property
-    def no_speech(self) -> float | None:
-        """Probability that nobody speaks, of models that say it."""
-        ...
-
-
-class Recogniser(Protocol):
-    """Waveforms to labels; see `speechlm.nn.hub_asr`."""
-
-    sample_rate_hz: int
-
-    def padded_seconds(self, seconds: float) -> float:
-        """Seconds that a recording takes in a batch whose longest has so many."""
-        ...
-
-    def transcribe(self, audio: list[np.ndarray], languages: list[str]) -> Sequence[Label]:
-        """Each (N,) waveform, and the code of its language or "", -> its label."""
-        ...
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A stretch of a cut and what was heard in it; numbers are rounded to what means something."""
-
-    position: int  # of the cut in its shard
-    start: float  # seconds in the cut
-    seconds: float
-    text: str
-    language: str
-    confidence: float
-    no_speech: float | None
 
 
 @dataclass(frozen=True)
@@ -333,12 +257,6 @@ class Labeller:
             },
         )
         return fastcopy(bare, id=name, supervisions=[said])
-
-
-def compression_ratio(text: str) -> float:
-    """Bytes of a text over those of its zlib stream; 0 for no text."""
-    data = text.encode()
-    return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
 def manifest_of_audio(folder: Path, path: Path, jobs: int) -> None:

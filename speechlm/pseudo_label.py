@@ -14,7 +14,8 @@ from callbacks.work_progress import WorkProgress
 from datamodules.cut_shards import ManifestCount
 from datamodules.cuts import manifests_of
 from datamodules.label_folder import LabelFolder, LabelPlan
-from datamodules.labelling import Labeller, Listening, Trust, manifest_of_audio
+from datamodules.labelling import Labeller, Listening, manifest_of_audio
+from datamodules.labels import Trust
 from datamodules.token_plan import count_manifests
 from speechlm.devices import choose_device
 from speechlm.hidden_secrets import hide_secrets

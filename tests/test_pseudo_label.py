@@ -20,7 +20,8 @@ from datamodules import labelling
 from datamodules.audio import AudioDataModule
 from datamodules.cuts import CutSource, read_cuts, write_cuts
 from datamodules.label_folder import LabelFolder, LabelPlan
-from datamodules.labelling import Heard, Labeller, Listening, Trust, compression_ratio
+from datamodules.labelling import Labeller, Listening
+from datamodules.labels import Heard, Trust, compression_ratio
 from datamodules.quiet_splits import quiet_splits
 from datamodules.recordings import load_recording
 from datamodules.token_plan import count_manifests
