@@ -22,7 +22,7 @@ import torch
 from rich.progress import track
 from transformers import Qwen2Config
 
-from datamodules.rows import batch_of
+from datamodules.row_batches import batch_of
 from speechlm.evals.closed_world import Question, World, questions
 from speechlm.files import write_text_atomic
 from speechlm.load import load_stage
