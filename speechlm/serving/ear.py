@@ -34,13 +34,12 @@ class Ear:
     def __init__(self, tokenizer: Hearing, device: torch.device) -> None:
         self.tokenizer, self.device = tokenizer, device
         self.num_samples = 0
-        self.streaming = True
         self._codes: list[np.ndarray] = []
         self._audio: list[np.ndarray] = []
         try:
             self._stream: Any = tokenizer.stream(approximate_floor=True)
         except ValueError:  # convolutions that see the future
-            self._stream, self.streaming = None, False
+            self._stream = None
 
     def push(self, audio: np.ndarray) -> None:
         """(N,) further samples in [-1, 1] at the tokenizer's rate."""
