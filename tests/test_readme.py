@@ -1,10 +1,12 @@
 """Every command that the docs show exists, with the modules, files and arguments it names."""
 
+import ast
 import importlib.util
 import itertools
 import re
 import runpy
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,36 @@ def test_a_shown_command_takes_the_arguments_it_is_shown_with(
         if word.startswith("--"):
             flag = re.split(r"\+?=|\.init_args", word)[0]
             assert re.search(rf"{re.escape(flag)}\b", known), f"{module} has no {word}"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """A page's blocks of a language, those inside of lists set back to the margin."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in found]
+
+
+def test_shown_python_parses_and_imports_what_exists():
+    shown = [(page.name, block) for page in PAGES for block in blocks(page, "python")]
+    assert len(shown) > 5
+    for page, block in shown:
+        for node in ast.walk(ast.parse(block)):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.split(".")[0] in ("speechlm", "datamodules")
+            ):
+                module = importlib.import_module(node.module)
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                assert not missing, f"{page}: {node.module} has no {missing}"
+
+
+def test_shown_yaml_parses_and_names_classes_that_exist():
+    shown = [(page.name, block) for page in PAGES for block in blocks(page, "yaml")]
+    assert len(shown) > 5
+    for page, block in shown:
+        assert isinstance(yaml.safe_load(block), dict | list), page
+        for module, name in re.findall(r"class_path: ((?:speechlm|datamodules|callbacks)[\w.]*)\.(\w+)", block):
+            assert hasattr(importlib.import_module(module), name), f"{page}: {module} has no {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
