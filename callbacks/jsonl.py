@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+METRICS = "metrics.jsonl"  # of a run folder
+
 
 class JsonlLogger(Logger):
     """Appends one line per logging call to `<folder>/metrics.jsonl`: `{"step": 10, "time": 1732170000.0, "train/loss": 2.5}`.
@@ -24,7 +26,7 @@ class JsonlLogger(Logger):
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.jsonl"
+        self.path = Path(folder) / METRICS
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
         FileNotFoundError: the folder has no metrics.jsonl.
     """
     series: dict[str, dict[int, float]] = {}
-    for text in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in (Path(folder) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
             step = line.pop("step")

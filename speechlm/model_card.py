@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from callbacks.jsonl import METRICS, read_metrics
 from datamodules.data_card import licences_of
 from speechlm import runs
 from speechlm.files import write_text_atomic
@@ -105,11 +106,10 @@ def train_sources(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def last_values(run: Path) -> dict[str, float]:
     """The last value of everything the run logged; nothing where it logged nothing."""
-    path = run / "metrics.jsonl"
-    values: dict[str, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        values |= json.loads(line)
-    return values
+    series = read_metrics(run) if (run / METRICS).is_file() else {}
+    steps = [step for values in series.values() for step in values]
+    last = {name: values[max(values)] for name, values in series.items()}
+    return {**last, "step": max(steps)} if steps else {}
 
 
 def results(last: Mapping[str, float]) -> str:

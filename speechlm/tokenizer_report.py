@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.jsonl import read_metrics
+from callbacks.jsonl import METRICS, read_metrics
 from datamodules.audio import AudioDataModule
 from datamodules.cuts import CutSource, read_cuts
 from speechlm import runs
@@ -184,7 +184,7 @@ def _trained_languages(run: Path) -> list[str]:
 
 
 def _history(run: Path) -> dict[str, dict[int, float]]:
-    return read_metrics(run) if (run / "metrics.jsonl").exists() else {}
+    return read_metrics(run) if (run / METRICS).exists() else {}
 
 
 def _last(history: dict[str, dict[int, float]], name: str) -> float | None:

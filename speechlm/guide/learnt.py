@@ -1,8 +1,9 @@
 """What a run of the tour learnt, from what it logged."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
+
+from callbacks.jsonl import read_metrics
 
 
 class Learnt(NamedTuple):
@@ -24,8 +25,7 @@ def learnt(run: Path, name: str) -> Learnt:
     Raises:
         ValueError: it has logged none.
     """
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [(int(row["step"]), float(row[name])) for row in map(json.loads, lines) if name in row]
+    found = sorted(read_metrics(run).get(name, {}).items())
     if not found:
         raise ValueError(f"{run} has logged no {name}")
     return Learnt(name, [step for step, _ in found], [value for _, value in found])
@@ -33,9 +33,5 @@ def learnt(run: Path, name: str) -> Learnt:
 
 def measures(run: Path) -> list[str]:
     """Names of the losses, error rates and distances in mel that a run has validated."""
-    names: set[str] = set()
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        names |= {
-            name for name in json.loads(line) if name.startswith("val/") and name.endswith(("/loss", "/wer", "/mel_l1"))
-        }
-    return sorted(names)
+    validated = (name for name in read_metrics(run) if name.startswith("val/"))
+    return sorted(name for name in validated if name.endswith(("/loss", "/wer", "/mel_l1")))
