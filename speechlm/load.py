@@ -24,7 +24,7 @@ def load_stage(run: str | Path, checkpoint: str | Path | None = None) -> L.Light
     config = runs.read_config(Path(run))
     if config is None:
         raise ValueError(f"{run} is no run folder: it has no config.yaml")
-    stage = build_stage(config)
+    stage = build_stage(_with_own_vocabulary(config, Path(run)))
     if checkpoint is None:
         newest = runs.newest_checkpoint(Path(run))
         if newest is None:
@@ -32,6 +32,14 @@ def load_stage(run: str | Path, checkpoint: str | Path | None = None) -> L.Light
         checkpoint = newest.path
     runs.load_weights(stage, checkpoint)
     return stage.eval()
+
+
+def _with_own_vocabulary(config: dict[str, Any], run: Path) -> dict[str, Any]:
+    """The config with the vocabulary that a run keeps, so that the rows it was trained on may be elsewhere by now, or gone."""
+    arguments = config["model"].get("init_args", {})
+    if not isinstance(arguments.get("vocab"), str) or not (run / "vocab.json").is_file():
+        return config
+    return {**config, "model": {**config["model"], "init_args": {**arguments, "vocab": str(run / "vocab.json")}}}
 
 
 def build_stage(config: dict[str, Any]) -> L.LightningModule:

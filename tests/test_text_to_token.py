@@ -1,6 +1,7 @@
 """Text to token: what was learnt is spoken, by the run and by its export, and a corpus is made of it."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def test_a_voice_is_asked_for_as_training_rows_name_it(run_folder: Path, monkeyp
         stage.speak(["go"], template=template)
     with pytest.raises(ValueError, match=r"has no \{voice\}, so nobody can be asked to speak as 'p225'"):
         stage.speak(["go"], voice="p225")
+
+
+def test_a_run_is_loaded_without_the_rows_it_was_trained_on(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    moved = tmp_path / "moved"
+    shutil.copytree(run_folder, moved)
+    config = yaml.safe_load((moved / "config.yaml").read_text(encoding="utf-8"))
+    rows = config["model"]["init_args"]["vocab"]
+    config["model"]["init_args"]["vocab"] = "data/gone/vocab.json"
+    (moved / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert load_stage(moved).vocab == Vocab.load(rows)
 
 
 def test_the_softmax_over_speech_alone_is_that_over_all_without_the_text(monkeypatch: pytest.MonkeyPatch):
