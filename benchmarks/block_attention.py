@@ -9,7 +9,6 @@ gradients as for tokens and with them as in training.
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from transformers import WhisperForConditionalGeneration
 
 from speechlm.nn.block_attention import AttentionForm, visible
 from speechlm.nn.whisper_encoder import Bottleneck, WhisperVQEncoder
+from speechlm.provenance import short_commit
 
 FORMS: tuple[AttentionForm, AttentionForm] = ("dense", "blocks")
 BLOCK = 200
@@ -93,9 +93,7 @@ def main() -> None:
             whole = best_ms(encoder(model, size, args.batch, train), args.rounds, args.device)
             rows[f"{size} positions, {name}"] = {"attention": one, "encoder": whole}
     result = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": short_commit(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "whisper": args.whisper,

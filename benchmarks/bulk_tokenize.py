@@ -17,7 +17,6 @@ the usual loop's, which sees silence behind the end of a recording where ours mi
 import argparse
 import json
 import random
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from speechlm.nn.log_mel import LogMel
 from speechlm.nn.masks import length_mask
 from speechlm.nn.whisper_encoder import Bottleneck, WhisperVQEncoder
 from speechlm.nn.whisper_tokens import WhisperTokens
+from speechlm.provenance import short_commit
 from speechlm.tokens.clock import Clock
 
 LARGE_V3 = WhisperConfig(
@@ -274,9 +274,7 @@ def result(args: argparse.Namespace, rows: list[dict[str, float]], device_second
     cuda = args.device.startswith("cuda")
     mean = speech / (args.recordings * args.draws)
     return {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": short_commit(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
         "network": "large-v3, 16 layers, random" if args.large_v3 else args.whisper,

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 import warnings
@@ -34,6 +33,7 @@ from speechlm.checkpoint.form import shard_name, step_name
 from speechlm.checkpoint.read import Shards
 from speechlm.checkpoint.write import digest_of
 from speechlm.fsdp2 import FSDP2, data_mesh
+from speechlm.provenance import short_commit
 
 WIDTH = 1024
 
@@ -157,9 +157,8 @@ def main() -> None:
 def report(given: argparse.Namespace, seconds: dict[str, list[float]], threads: int) -> None:
     """Medians and ratios as one JSON."""
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     print(json.dumps({
-        "commit": git.stdout.strip(), "torch": torch.__version__, "device": given.device, "threads": threads,
+        "commit": short_commit(), "torch": torch.__version__, "device": given.device, "threads": threads,
         "parameters": given.millions * 10**6, "gigabytes": round(given.millions * 12e-3, 2), "rounds": given.rounds,
         "seconds": {n: [round(middle[n], 3), round(min(v), 3), round(max(v), 3)] for n, v in seconds.items()},
         "stall, Lightning over ours": round(middle["stall, Lightning"] / middle["stall"], 1),

@@ -30,6 +30,7 @@ import xxhash
 import yaml
 
 from callbacks.jsonl import read_metrics
+from speechlm.provenance import short_commit
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "speech_lm" / "tiny" / "qwen2.5_1.5b.yaml"
@@ -165,9 +166,7 @@ def main() -> None:
         process.kill()
     usual, extra = stall(folder, settings.checkpoint_every)
     wall, used = (statistics.median(getattr(one, name) for one in found) for name in ("wall_sec", "processor_sec"))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = short_commit()
     print(f"commit {commit}: {settings.kills} kills, a checkpoint every {settings.checkpoint_every} steps")
     print(f"lost steps {[one.lost_steps for one in found]}, at most {settings.checkpoint_every} may be")
     print(f"recovery, median: {wall:.1f} s on the clock, {used:.1f} s of a processor")

@@ -9,7 +9,6 @@ accordingly. On a CPU nothing is hidden behind a device: the norm and the copies
 
 import argparse
 import os
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -30,10 +29,8 @@ from callbacks.replica_check import ReplicaCheck, hash_of, replicated
 from callbacks.rewind import Rewind
 from callbacks.spike_guard import SpikeGuard
 from callbacks.stragglers import StragglerReport
+from speechlm.provenance import short_commit
 from tests.tiny_lm import random_rows, tiny_stage
-
-ROOT = Path(__file__).parents[1]
-
 
 OFTEN = 5  # steps, of what is done less often otherwise
 
@@ -121,9 +118,7 @@ def main() -> None:
     cost.seconds["ReplicaCheck"] = hashing * counted
     for name, every in usual.items():
         cost.seconds[name] *= OFTEN / every
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = short_commit()
     size = sum(p.numel() for p in stage.parameters())
     print(
         f"commit {commit}, {size / 1e6:.1f} M parameters, {4 * settings.length} ids a step, {step * 1000:.0f} ms a step"

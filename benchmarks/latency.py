@@ -14,7 +14,6 @@ import base64
 import json
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from dataclasses import replace
@@ -26,6 +25,7 @@ import torch
 import websockets.asyncio.client as ws
 
 from speechlm.chat import warm_up
+from speechlm.provenance import short_commit
 from speechlm.serving.open import Runtime, open_voice
 from speechlm.serving.random_parts import write_random_bundle
 from speechlm.serving.voice import Limits
@@ -119,7 +119,7 @@ def main() -> None:
 
 def report(count: int, turns: list[dict[str, float]], settings: argparse.Namespace) -> None:
     """What was measured with so many streams."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = short_commit()
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     print(f"\n{count} stream(s), {len(turns)} turns of {settings.seconds:g} s; {machine}, {os.cpu_count()} CPUs, load "
           f"{os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads, commit {commit}")  # fmt: skip

@@ -13,7 +13,6 @@ with, and of the first with the other one.
 
 import argparse
 import json
-import subprocess
 from itertools import islice
 
 import torch
@@ -25,6 +24,7 @@ from speechlm.nn.log_mel import Floor
 from speechlm.nn.whisper_encoder import POSITIONS_PER_SEC
 from speechlm.nn.whisper_tokens import WhisperTokens
 from speechlm.nn.whisper_vq import WhisperVQ
+from speechlm.provenance import short_commit
 from speechlm.tokenizers import RunTokens
 from speechlm.tokens.clock import Clock
 
@@ -95,9 +95,7 @@ def main() -> None:
     recordings = [torch.from_numpy(load_recording(cut, Clock())).float() for cut in cuts]
     texts = [" ".join(supervision.text or "" for supervision in cut.supervisions) for cut in cuts]
     result: dict[str, object] = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": short_commit(),
         "cuts": args.cuts,
         "recordings": len(cuts),
         "seconds": round(sum(len(audio) for audio in recordings) / 16_000),

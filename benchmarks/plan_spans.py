@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import random
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from datamodules.documents import Raw
 from datamodules.interleaving import InterleaveJob, InterleaveSettings, TextSource
 from datamodules.speaking import OpenShard, Shard, Work
 from speechlm.engines.base import Generation, Prompt, Sampling, Target
+from speechlm.provenance import short_commit
 from speechlm.spoken_text import spoken
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.interleave import Segment
@@ -237,8 +237,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # all work in the one thread whose time is taken
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    print(json.dumps({**vars(options), "commit": commit.stdout.strip(), **result}, indent=1))
+    print(json.dumps({**vars(options), "commit": short_commit(), **result}, indent=1))
 
 
 if __name__ == "__main__":

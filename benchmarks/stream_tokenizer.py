@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from speechlm.nn.ema_vq import EmaVQ
 from speechlm.nn.streaming_whisper import TokenStream
 from speechlm.nn.whisper_encoder import Bottleneck
 from speechlm.nn.whisper_vq import WhisperVQ
+from speechlm.provenance import short_commit
 from speechlm.tokens.clock import Clock
 
 CODES = 4096
@@ -171,9 +171,7 @@ def main() -> None:
     offline = model.tokenize(audio[None], torch.tensor([len(audio)]))[0][0].tolist()
     own = sum(seconds for _, seconds, _ in measured.chunks)
     result = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": short_commit(),
         "torch": torch.__version__,
         "device": f"CPU, {torch.get_num_threads()} threads",
         "whisper": args.whisper,

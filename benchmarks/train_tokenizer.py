@@ -12,7 +12,6 @@ Reported are seconds of real speech per second over all batches, the ratio of th
 import argparse
 import json
 import random
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from datamodules.audio import AudioDataModule
 from datamodules.cuts import CutSource, read_cuts, write_cuts
 from speechlm.batch import AudioBatch
 from speechlm.nn.ema_vq import EmaVQ
+from speechlm.provenance import short_commit
 from speechlm.stages.speech_tokenizer import SpeechTokenizer
 from speechlm.tokens.clock import Clock
 
@@ -112,9 +112,7 @@ def main() -> None:
     speech = sum(batch.seconds for batch in batches)
     ratios = [b / a for a, b in zip(taken["ours"], taken["usual"], strict=True)]
     result = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": short_commit(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "whisper": args.whisper,

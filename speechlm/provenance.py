@@ -42,6 +42,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
 
 
+def short_commit() -> str:
+    """Commit of this code, for people, "+" behind it where the tree differs; "" outside a repository or without git."""
+    state = git_state(Path(__file__).resolve().parent)
+    return "" if state is None else state["commit"][:7] + "+" * state["dirty"]
+
+
 def code_diff(folder: Path) -> str:
     """What the code and its configs differ by from their commit, without secrets; empty where nothing does, or without git."""
     places = [f":/{name}" for name in ("speechlm", "datamodules", "callbacks", "configs", "slurm", "pyproject.toml")]
