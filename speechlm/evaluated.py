@@ -227,6 +227,8 @@ class RunTokenizer:
     def __init__(self, stage: SpeechTokenizer, device: torch.device) -> None:
         self.stage, self.device = stage.to(device), device
         self.num_codes, self.token_rate_hz = stage.num_codes, float(stage.clock.token_rate_hz)
+        self.window_samples = stage.clock.samples_of_tokens(stage.model.encoder.max_tokens)
+        self.longest_sec = self.window_samples / stage.clock.sample_rate_hz
         self.hash, self.whole_hash = "", fingerprint({}, stage.model.state_dict())
         if self.num_codes:
             self.hash = WhisperTokens(stage.model.log_mel, copy.deepcopy(stage.model.encoder), stage.clock).hash
@@ -242,13 +244,15 @@ class RunTokenizer:
         return self
 
     def tokenize(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Codes of 16 kHz waveforms."""
+        """Codes of 16 kHz waveforms, longer ones in the pieces that `speechlm.tokenize` makes of them."""
         self.checked()
-        made: list[np.ndarray] = []
-        for batch in _batches(audio):
+        window, made = self.window_samples, list[np.ndarray]()
+        pieces = [one[begin : begin + window] for one in audio for begin in range(0, max(1, len(one)), window)]
+        for batch in _batches(pieces):
             codes, lens = self.stage.tokenize(*self._padded(batch))
             made += [row[:length].cpu().numpy() for row, length in zip(codes, lens.tolist(), strict=True)]
-        return made
+        counts = [-(-max(1, len(one)) // window) for one in audio]
+        return [np.concatenate(made[sum(counts[:n]) :][:count]) for n, count in enumerate(counts)]
 
     def transcribe(self, audio: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
         """Transcripts through the bottleneck, in languages that it can be asked for."""

@@ -1,14 +1,19 @@
 """Released weights as parts: put into a bundle and talked to, told apart by what is in their folders."""
 
+import json
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from speechlm import chat, export
+from speechlm import chat, evaluate, export
 from speechlm.engines.base import Sampling
+from speechlm.evals.items import write_items
+from speechlm.evals.task import Place
+from speechlm.evals.tokenizer import TokenizerTask
 from speechlm.evaluated import Judges, ModelParts, roles_of
 from speechlm.nn.flow_released import ReleasedFlow, write_flow
 from speechlm.nn.hift_released import read_hift, write_hift
@@ -19,10 +24,12 @@ from speechlm.nn.unet import UNet
 from speechlm.released import released_stage
 from speechlm.serving.parts import read_stage, write_stage
 from speechlm.serving.random_parts import write_random_bundle
+from speechlm.tokenizers import Glm4VoiceTokens
 from tests.tiny_chat import WHISPER, speech, write_wav
 from tests.tiny_flow import CLOCK
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 TOKENIZER = GOLDEN / "glm4voice_tokenizer"
 CODES, MELS = 64, 16  # of the golden tokenizer and vocoder
 
@@ -95,3 +102,53 @@ def test_released_parts_are_told_apart_and_evaluated(decoder: Path):
     parts = ModelParts(roles, Judges(), torch.device("cpu"), Sampling(temperature=0.0))
     (audio,) = parts.decoder.sound([[1, 2, 3, 4, 5]])
     assert len(audio) > 0 and parts.hash_of("decoder")
+
+
+def test_a_recording_longer_than_the_tokenizer_hears_is_tokenized_in_pieces_and_its_transcript_not_counted(
+    tmp_path: Path,
+):
+    lengths = {"short": 1.0, "long": 2.9}
+    said = {name: write_wav(tmp_path / f"{name}.wav", speech(length)) for name, length in lengths.items()}
+    parts = ModelParts({"speech_tokenizer": str(TOKENIZER)}, Judges(), torch.device("cpu"), Sampling(temperature=0.0))
+    audio = [soundfile.read(path, dtype="float32")[0] for path in said.values()]
+    for own, whole in zip(parts.tokens.tokenize(audio), audio, strict=True):
+        alone, _ = Glm4VoiceTokens(str(TOKENIZER)).tokenize(torch.from_numpy(whole)[None], torch.tensor([len(whole)]))
+        assert own.tolist() == alone[0].tolist()
+    items = [{"id": name, "speech": {"text": "hello", "audio": path.name}} for name, path in said.items()]
+    write_items(tmp_path / "items.jsonl", items)
+    task = TokenizerTask(str(tmp_path / "items.jsonl"))
+    good, bad = task.answer("answers", items, [], parts, Place(tmp_path, tmp_path))
+    assert good["codes"] and bad["problem"] == "longer than 1.2 s"
+
+
+def test_recordings_are_evaluated_through_released_parts_at_their_own_rate(decoder: Path, tmp_path: Path):
+    items = [
+        {
+            "id": str(n),
+            "language": "en",
+            "speech": {"text": "a", "audio": str(write_wav(tmp_path / f"{n}.wav", speech(1.0, seed=n)))},
+        }
+        for n in range(2)
+    ]
+    write_items(tmp_path / "items.jsonl", items)
+    suite = ROOT / "configs" / "evaluate" / "recordings.yaml"
+    tasks = yaml.safe_load(suite.read_text())["tasks"]
+    named = [word for task in tasks for word in (f"--tasks.{task}.init_args.items", str(tmp_path / "items.jsonl"))]
+    out, asr = tmp_path / "out", json.dumps({"en": str(WHISPER)})
+    evaluate.main(
+        [
+            "--config",
+            str(suite),
+            "--out",
+            str(out),
+            "--judges.asr",
+            asr,
+            *named,
+            "--model",
+            str(TOKENIZER),
+            str(decoder),
+        ]
+    )
+    result = json.loads((out / "evaluation.json").read_text())["tasks"]
+    assert result["resynthesis"]["metrics"] and result["tokenizer"]["metrics"]
+    assert result["speech"]["skipped"] and "<audio" in (out / "evaluation.html").read_text()

@@ -92,10 +92,11 @@ class SpeechTokens(Protocol):
 
     num_codes: int
     token_rate_hz: float
+    longest_sec: float  # that it transcribes
     hash: str
 
     def tokenize(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Codes of 16 kHz waveforms."""
+        """Codes of 16 kHz waveforms of any length."""
         ...
 
     def transcribe(self, audio: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:

@@ -6,7 +6,9 @@ from html import escape
 
 import numpy as np
 
-from speechlm.sound import encoded
+from speechlm.sound import encoded, resample
+
+OPUS_RATES_HZ = (8000, 12_000, 16_000, 24_000, 48_000)
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -98,8 +100,9 @@ def picture(png: bytes, alt: str) -> str:
 
 
 def player(audio: np.ndarray, sample_rate_hz: int) -> str:
-    """An inline player of a (N,) waveform, as Opus."""
-    sound = base64.b64encode(encoded(audio, sample_rate_hz, "OGG", "OPUS")).decode()
+    """An inline player of a (N,) waveform, as Opus, at the next rate that Opus knows."""
+    rate_hz = next((rate for rate in OPUS_RATES_HZ if rate >= sample_rate_hz), OPUS_RATES_HZ[-1])
+    sound = base64.b64encode(encoded(resample(audio, sample_rate_hz, rate_hz), rate_hz, "OGG", "OPUS")).decode()
     return f'<audio controls preload="none" src="data:audio/ogg;base64,{sound}"></audio>'
 
 

@@ -11,7 +11,7 @@ import torch
 from speechlm.evals.bootstrap import plain
 from speechlm.evals.codebook import codebook_stats
 from speechlm.evals.error_rates import error_metrics
-from speechlm.evals.items import Item, load_audio
+from speechlm.evals.items import Item, Unusable, load_audio
 from speechlm.evals.pairs import has
 from speechlm.evals.parts import Parts
 from speechlm.evals.prompts import RATE_HZ
@@ -51,7 +51,7 @@ class TokenizerTask(Task):
 
     def answer(self, phase: str, items: list[Item], before: list[Record], parts: Parts, place: Place) -> list[Record]:
         """Codes and transcripts, and mean and spread of the log-mel for the probe."""
-        audio, failed = each(items, lambda item: load_audio(item["speech"], place.items, RATE_HZ))
+        audio, failed = each(items, lambda item: _short_enough(item, place, parts.tokens.longest_sec))
         waves = list(audio.values())
         codes = parts.tokens.tokenize(waves) if parts.tokens.num_codes else [np.zeros(0, np.int64)] * len(waves)
         texts = parts.tokens.transcribe(waves, [items[n].get("language", "") for n in audio])
@@ -78,6 +78,18 @@ class TokenizerTask(Task):
             metrics += _codebook(good) + (_speakers(good) if self.speakers else [])
         examples = [_example(item, record, self.items) for item, record in first_by(good)]
         return Scored(metrics, examples, problems)
+
+
+def _short_enough(item: Item, place: Place, longest_sec: float) -> np.ndarray:
+    """(N,) waveform of an item.
+
+    Raises:
+        Unusable: it can not be read, or is longer than the tokenizer hears at once.
+    """
+    audio = load_audio(item["speech"], place.items, RATE_HZ)
+    if len(audio) / RATE_HZ > longest_sec:
+        raise Unusable(f"longer than {longest_sec:g} s", f"{len(audio) / RATE_HZ:.1f} s")
+    return audio
 
 
 def _mel_of(audio: np.ndarray) -> list[list[float]]:
