@@ -15,6 +15,7 @@ from datamodules.document_rows import DocumentScribe, Scribe
 from datamodules.documents import Unusable, files_of
 from datamodules.interleaved import Making, read_making
 from datamodules.sealed import begin, seal_of
+from datamodules.skip_limit import SkipLimit
 from datamodules.token_folder import TokenFolder
 from speechlm.conservation import Account
 from speechlm.text_tokenizer import TextTokenizer
@@ -301,13 +302,9 @@ class Skipped:
         if len(self.examples) < EXAMPLES:
             self.examples.append([document[:200], reason, detail[:200]])
             log.warning("%s: %s is not used (%s: %s)", self.name, document[:200], reason, detail[:200])
-        bad = self.reasons.total()
-        if bad >= self.settings.min_skip_count and bad > self.settings.max_skip_rate * self.seen:
-            raise RuntimeError(
-                f"{bad} of {self.seen} documents of {self.name} could not be used ({dict(self.reasons)}), more than the "
-                f"{self.settings.max_skip_rate:.2%} allowed; the last was {document[:200]} ({reason}: {detail[:200]}). Mend the "
-                f"corpus or raise `packing.max_skip_rate`"
-            )
+        limit = SkipLimit(self.settings.max_skip_rate, self.settings.min_skip_count, "`packing.max_skip_rate`")
+        last = f"{document[:200]} ({reason}: {detail[:200]})"
+        limit.require(self.reasons, self.seen, f"documents of {self.name}", last)
 
 
 def group(files: Sequence[Path], num_bytes: float) -> Iterator[list[Path]]:

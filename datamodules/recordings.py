@@ -13,6 +13,7 @@ from lhotse.audio import audio_backend
 from lhotse.cut import Cut, MixedCut, MonoCut, MultiCut
 
 from datamodules.cut_lines import TarSlice
+from datamodules.skip_limit import SkipLimit
 from datamodules.tars import read_member
 from speechlm.sound import resample
 from speechlm.tokens.clock import Clock
@@ -156,10 +157,7 @@ class Skips:
         for cut_id, why in skipped:
             self.reasons[why.partition(":")[0]] += 1
             log.warning("skipped %s (%s); %d bad, %d good so far", cut_id, why, self.reasons.total(), self.used)
-        bad = self.reasons.total()
-        if skipped and bad >= self.min_count and bad > self.max_rate * (self.used + bad):
-            raise RuntimeError(
-                f"{bad} of {self.used + bad} recordings could not be used ({dict(self.reasons)}), more than the "
-                f"{self.max_rate:.2%} allowed; the last was {skipped[-1][0]} ({skipped[-1][1]}). Mend the corpus or raise "
-                f"`data.init_args.max_skip_rate`"
-            )
+        if skipped:
+            limit = SkipLimit(self.max_rate, self.min_count, "`data.init_args.max_skip_rate`")
+            last = f"{skipped[-1][0]} ({skipped[-1][1]})"
+            limit.require(self.reasons, self.used + self.reasons.total(), "recordings", last)

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from datamodules.background import in_background
 from datamodules.cut_shards import ManifestCount
 from datamodules.recordings import BadRecording, load_recording, path_of
+from datamodules.skip_limit import SkipLimit
 from datamodules.token_folder import Commit, DamagedShard, Header, TokenFolder, Totals
 from datamodules.token_plan import ShardCuts, shards
 from datamodules.token_shards import write_shard
@@ -184,13 +185,10 @@ class BulkTokenizer:
 
     def _count(self, commit: Commit) -> None:
         self.totals.add(commit)
-        bad, seen = self.totals.skipped.total(), self.totals.cuts_in
-        if commit.skipped and bad >= self.making.min_skip_count and bad > self.making.max_skip_rate * seen:
-            raise RuntimeError(
-                f"{bad} of {seen} cuts could not be used ({dict(self.totals.skipped)}), more than the "
-                f"{self.making.max_skip_rate:.2%} allowed; the last was {commit.skipped[-1]}. Mend the corpus or raise "
-                f"`making.max_skip_rate`; what is done is kept"
-            )
+        if commit.skipped:
+            advice = "`making.max_skip_rate`; what is done is kept"
+            limit = SkipLimit(self.making.max_skip_rate, self.making.min_skip_count, advice)
+            limit.require(self.totals.skipped, self.totals.cuts_in, "cuts", str(commit.skipped[-1]))
 
     # -- on the side threads -------------------------------------------------------------------------------------------
 
