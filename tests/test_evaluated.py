@@ -120,7 +120,9 @@ def test_what_a_language_model_says_is_of_the_kind_that_was_asked(exported: Path
     lm = parts(lm=exported).lm
     prompt = lm.ids_of([Piece("control", "<|user|>"), Piece("text", lm.encode("hello")), Piece("speech", [0, 63])])
     assert prompt[-2:] == [lm.vocab.speech_offset, lm.vocab.speech_offset + 63]
-    assert lm.decode(lm.encode("hello there")) == "hello there"
+    assert (
+        lm.decode(lm.encode("hello there")).strip() == "hello there"
+    )  # this tokenizer puts a blank before the first word
     (said,) = lm.say([prompt], 5)
     assert said is None or all(0 <= code < 64 for code in said)
     (text,), (english,) = lm.write([prompt], 12), lm.write([prompt], 12, english=True)
