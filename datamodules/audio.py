@@ -206,8 +206,10 @@ class AudioDataModule(L.LightningDataModule):
     def _found(self, cuts: UsableCuts) -> UsableCuts:
         """The cuts, if there are any: a corpus that is empty would be passed over without a word."""
         if next(iter(cuts), None) is None:
+            reasons = Counter(filter(None, map(self.unfit, read_cuts(cuts.source.path))))
+            counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "it is empty"
             raise ValueError(
-                f"no cut can be used of {cuts.source.path}: all are too long, too short or without transcript"
+                f"no cut can be used of {cuts.source.path}: {counted}; used are {self.min_seconds:g} to {self.max_seconds:g} s"
             )
         return cuts
 

@@ -9,6 +9,7 @@ what was refused and why, documents with their spans, sounds; needs nothing else
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -137,7 +138,7 @@ def _write(folder: Path, numbers: InterleaveNumbers, html: str) -> None:
 
 def show(numbers: InterleaveNumbers, console: Console | None = None) -> None:
     """The result as tables in the terminal."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
     named = {f"refused: {name}": rejects(source) for name, source in numbers.sources.items()}
     for title, (header, rows) in {"interleaved documents": overview(numbers), **named}.items():
         table = Table(*header, title=title)

@@ -9,6 +9,7 @@ and `report.schema.json` (what they mean) into the run folder, or `--out`.
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -193,7 +194,7 @@ def _last(history: dict[str, dict[int, float]], name: str) -> float | None:
 
 def show(numbers: TokenizerNumbers, console: Console | None = None) -> None:
     """The result as tables in the terminal."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
     title = f"{numbers.run}: {numbers.token_rate_hz:g} tokens a second"
     shown = {
         title: tables.brief_table(numbers),
