@@ -55,7 +55,9 @@ class TextRetention(Task):
             raise MissingPart(f"text retention needs lm-eval: pip install 'speechlm[lm-eval]' ({error})") from error
         # as in the rows it was trained on: what a tokenizer puts around a text would also tear answers from their questions
         lm: Any = parts.lm
-        model = models.HFLM(pretrained=lm.plain_model, tokenizer=load_tokenizer(lm.plain_tokenizer), add_bos_token=False)
+        model = models.HFLM(
+            pretrained=lm.plain_model, tokenizer=load_tokenizer(lm.plain_tokenizer), add_bos_token=False
+        )
         manager = tasks.TaskManager(include_path=self.include or None)
         known = set(manager.all_tasks)
         made, failed = each(items, lambda item: self._asked(item, lm_eval, model, manager, known))
