@@ -220,7 +220,8 @@ def _synthesize(arguments: list[str], request: Request) -> Work:
 
 
 def _array(verb: str, config: Any, variables: dict[str, str]) -> Work:
-    name = f"{verb}-{_job_name(os.path.basename(os.path.normpath(config.out)))}"
+    folders = [part for part in Path(os.path.normpath(config.out)).parts[-2:] if part not in ("/", "data")]
+    name = _job_name("-".join([verb, *folders]))  # data/a_tokens/train and data/b_tokens/train are two jobs
     return Work(name, Path("runs") / name, variables)
 
 

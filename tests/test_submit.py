@@ -151,7 +151,7 @@ def test_an_array_shares_the_work_of_a_verb(tmp_path: Path, capsys: pytest.Captu
     path = script(capsys, *arguments, "--array", "64%8")
     asked = header(path)
     assert asked["--array"] == "0-63%8" and asked["--gpus-per-node"] == "1" and "--requeue" in asked
-    assert asked["--job-name"] == "tokenize-emilia_tokens"
+    assert asked["--job-name"] == "tokenize-emilia_tokens-train"
     assert "--dependency" not in asked and "--signal" not in asked  # tasks would wait for each other
     (call,) = words_of_srun(path, tmp_path)
     assert call[-3:] == ["speechlm.tokenize", "--config", "configs/tokenize/emilia.yaml"]
