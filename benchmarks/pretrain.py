@@ -132,7 +132,8 @@ class Bench:
         """The weights are those of everybody."""
         return SpeechLM(
             Clock(), self.vocab, str(self.folder / lm), from_scratch=True, attention=attention, optimizer=SETTINGS,
-            activation_checkpointing=self.args.recompute, loss_chunk=self.args.loss_chunk, speed=Speed(compile=self.args.compile),
+            activation_checkpointing=self.args.recompute, loss_chunk=self.args.loss_chunk or None,
+            speed=Speed(compile=self.args.compile),
         )  # fmt: skip
 
     def lightning(self, clocks: Clocks) -> None:
@@ -346,7 +347,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "mean": 150,
         "steps": 6,
         "rounds": 3,
-        "loss_chunk": 512,
+        "loss_chunk": 0,
         "inner": 0,
         "heads": 0,
         "kv_heads": 0,

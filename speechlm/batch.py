@@ -131,6 +131,15 @@ class RowBatch:
         ids, mask, docs, sources, predicted = (tensor.pin_memory() if pin else tensor for tensor in tensors)
         return RowBatch(ids, mask, docs, sources, self.sources, self.languages, predicted)
 
+    def to(self, device: torch.device) -> "RowBatch":
+        """The batch on a device; itself where it is there. A GPU copies while the host goes on."""
+        if self.ids.device == device:
+            return self
+        tensors = (self.ids, self.loss_mask, self.doc_ids, self.source_ids)
+        ids, mask, docs, sources = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)
+        predicted = None if self.predicted is None else self.predicted.to(device, non_blocking=device.type == "cuda")
+        return RowBatch(ids, mask, docs, sources, self.sources, self.languages, predicted)
+
     @property
     def position_ids(self) -> Tensor:
         """(B, S) int64 position of each id in its document, from 0; the padding counts from 0 too.

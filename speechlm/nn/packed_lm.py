@@ -11,6 +11,7 @@ from speechlm.nn.causal_lm import blocks
 from speechlm.nn.document_attention import Attention, choose, document_mask, use_attention
 from speechlm.nn.lora import LoraLinear
 from speechlm.nn.loss_kernels import LossKernel, checked_kernel
+from speechlm.nn.losses import chunk_of
 
 
 class RowLosses(NamedTuple):
@@ -30,7 +31,7 @@ class PackedLM(nn.Module):
     Args:
         lm: any causal LM of transformers; it stays as it is.
         attention: see `document_attention`.
-        chunk: positions whose logits exist at a time.
+        chunk: positions whose logits exist at a time; null is as many as have `LOGITS` logits.
         z_loss: see `token_losses`.
         loss: what computes head and losses.
         first: the softmax is over the ids from this one on, and only they are predicted; 0 is the whole vocabulary.
@@ -40,16 +41,17 @@ class PackedLM(nn.Module):
         self,
         lm: PreTrainedModel,
         attention: Attention = "auto",
-        chunk: int = 512,
+        chunk: int | None = None,
         z_loss: float = 0.0,
         loss: LossKernel = "chunked",
         first: int = 0,
     ) -> None:
         super().__init__()
         choose(attention, torch.device("cpu"))
-        if chunk < 1 or z_loss < 0:
+        if z_loss < 0 or (chunk is not None and chunk < 1):
             raise ValueError(f"the loss needs a chunk of at least 1 and z_loss >= 0, got {chunk} and {z_loss}")
-        self.lm, self.attention, self.chunk, self.z_loss, self.loss = lm, attention, chunk, z_loss, loss
+        self.lm, self.attention, self.z_loss, self.loss = lm, attention, z_loss, loss
+        self.chunk = chunk or chunk_of(lm.get_output_embeddings().weight.shape[0])
         self.first = first
 
     def forward(

@@ -5,17 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from speechlm.nn.causal_lm import blocks
 from speechlm.nn.lora import Lora, add_lora
+from speechlm.nn.losses import PIECE, chunk_of
 from speechlm.nn.packed_lm import Cost, training_cost
 from speechlm.nn.recompute import Recompute, recompute
 from speechlm.planning.traced import Traced, traced
 
 FLOAT, HALF = 4, 2  # bytes
+CAUSAL = "documents_traced"  # in transformers: attention that keeps what our ways keep, whatever the documents
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class LMRun:
     mixed: bool = True
     shards: int = 1
     recompute: Recompute = False
-    loss_chunk: int = 512
+    loss_chunk: int | None = None
     ema: bool = False
     accumulated: int = 1
     lora: Lora | None = None
@@ -57,6 +61,16 @@ class LMRun:
         """Of a micro-batch."""
         return self.rows * self.row_len
 
+    @property
+    def predicting(self) -> float:
+        """Positions of a micro-batch that predict something."""
+        return self.positions * self.predicted
+
+    @property
+    def chunk(self) -> float:
+        """Of these, those whose logits exist at a time."""
+        return min(self.loss_chunk or chunk_of(self.vocab), self.predicting)
+
 
 @dataclass(frozen=True)
 class LMCost:
@@ -66,7 +80,7 @@ class LMCost:
         memory: bytes on a GPU at the fullest moment, by part.
         parameters: of the whole model.
         useful: operations that learn something.
-        executed: with recomputation: what is computed over what learns, at least 1.
+        executed: what is computed over what learns, at least 1: layers and logits that are computed again.
     """
 
     memory: dict[str, float]
@@ -93,11 +107,15 @@ def cost_of(run: LMRun) -> LMCost:
     gradients = FLOAT * trained / run.shards
     activations = layer.kept * run.shape.num_hidden_layers + rest
     work = _working(run, layers_of(replace(run, recompute=False))[0].kept if run.recompute else layer.kept)
-    loss = _loss(run, head, trained)
+    loss, useful = _loss(run, head), training_cost(whole)
+    # Lightning keeps the last step's gradients until the next forward is done
+    forward = {"activations": activations, "loss": loss - _head_gradient(run, head), "gradients": gradients}
     full = {"activations": activations, "loss": loss} | ({"gradients": gradients} if run.accumulated > 1 else {})
     empty = {"gradients": gradients, "layer at work": work}
-    fullest = max(full, empty, key=lambda parts: sum(parts.values()))
-    return LMCost({**states, **fullest}, count, training_cost(whole), again)
+    fullest = max(forward, full, empty, key=lambda parts: sum(parts.values()))
+    products = 4 / 3 if run.chunk < run.predicting else 1.0
+    done = useful.per_token * again + useful.per_target * run.predicted * products
+    return LMCost({**states, **fullest}, count, useful, done / (useful.per_token + useful.per_target * run.predicted))
 
 
 def replace(run: LMRun, **changes: Any) -> LMRun:
@@ -127,6 +145,7 @@ def _trace(run: LMRun, layers: int) -> Traced:
     """Of all layers alike, where it is every n-th that is computed again, all of them are."""
     with FakeTensorMode():
         lm = _model(run, layers, "cpu", torch.bfloat16 if run.mixed else torch.float32).train()
+        lm.set_attn_implementation(CAUSAL)
         recompute(blocks(lm), run.recompute if isinstance(run.recompute, str) else bool(run.recompute))
         ids = torch.zeros(run.rows, run.row_len, dtype=torch.long)
         mask = torch.ones(run.rows, 1, run.row_len, run.row_len, dtype=torch.bool)
@@ -137,6 +156,18 @@ def _trace(run: LMRun, layers: int) -> Traced:
             return out.last_hidden_state
 
         return traced(work, run.mixed)
+
+
+def _causal(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None = None, **_: Any
+) -> tuple[Tensor, None]:
+    """(B, heads, S, d) queries, keys, values -> (B, S, heads, d); keys and values of a group of queries are there once."""
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(CAUSAL, _causal)
+AttentionMaskInterface.register(CAUSAL, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _model(run: LMRun, layers: int, device: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -166,10 +197,14 @@ def _working(run: LMRun, kept: float) -> float:
     return kept
 
 
-def _loss(run: LMRun, head: int, trained: int) -> float:
-    """Bytes of head and losses in the backward pass: logits of a chunk, the head's gradient, states and their gradients."""
+def _loss(run: LMRun, head: int) -> float:
+    """Bytes of head and losses in the backward pass: logits, the head's gradient, states and two gradients of them."""
     size = HALF if run.mixed else FLOAT
-    chunk = min(run.loss_chunk, run.positions) * run.vocab * (FLOAT + (FLOAT + HALF if run.mixed else 0))
-    width = head // run.vocab
-    states = 3 * size * run.positions * run.predicted * width
-    return chunk + (FLOAT + (HALF if run.mixed else 0)) * head + states
+    logits = size * run.chunk * run.vocab
+    logits += FLOAT * PIECE["cuda"] if run.mixed else 0  # those of a piece in float32
+    return logits + _head_gradient(run, head) + 3 * size * run.predicting * head / run.vocab
+
+
+def _head_gradient(run: LMRun, head: int) -> float:
+    """Bytes of it; FSDP2's head is in bfloat16."""
+    return (HALF if run.mixed and run.shards > 1 else FLOAT) * head

@@ -127,7 +127,7 @@ def lm_run(config: dict[str, Any], machine: Machine) -> tuple[LMRun, list[str]]:
         mixed=trainer.get("precision") == "bf16-mixed",
         shards=min(shards, machine.gpus) if sharded else 1,
         recompute=model.get("activation_checkpointing") or False,
-        loss_chunk=model.get("loss_chunk") or 512,
+        loss_chunk=model.get("loss_chunk"),
         ema=model.get("ema_decay") is not None,
         accumulated=trainer.get("accumulate_grad_batches") or 1,
         lora=None if not lora else Lora(**lora),

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
@@ -56,7 +56,8 @@ class SpeechLM(L.LightningModule):
         activation_checkpointing: compute layers again in the backward pass instead of keeping what they computed: all of them, or
             with a number n every n-th; "selective" and "products" keep attention and half or all of the matrix products.
         speed: compiled layers, float8 products, the loss's kernel.
-        loss_chunk: positions whose logits exist at a time.
+        loss_chunk: positions whose logits exist at a time, forward, and as many logits backward; null is a number that takes a
+            third of a GiB at most. Where it is all positions of a micro-batch, logits are computed once and not twice.
         z_loss: weight of the squared log-denominator of the softmax, against drifting logits.
         ema_decay: keep an average of the weights beside them, for export; null keeps none.
         max_skipped: updates in a row without a finite gradient, after which the run stops.
@@ -76,7 +77,7 @@ class SpeechLM(L.LightningModule):
         optimizer: AdamWSettings = ADAM,
         activation_checkpointing: Recompute = False,
         speed: Speed = Speed(),  # noqa: B008 - frozen, and the schema of the config
-        loss_chunk: int = 512,
+        loss_chunk: int | None = None,
         z_loss: float = 0.0,
         ema_decay: float | None = None,
         max_skipped: int = 10,
@@ -98,6 +99,9 @@ class SpeechLM(L.LightningModule):
         self.optimizer_settings.freeze(self)
         self.ema = None if ema_decay is None else Ema(self.model, ema_decay)
         self.max_skipped, self.skipped, self._skipped_in_a_row = max_skipped, 0, 0
+        self._trained: list[
+            nn.Parameter
+        ] = []  # what the optimizer has; asking the modules for it takes longer than clipping
         self._step: Tally | None = None  # of this optimizer step, on this rank
         self._window: Tally | None = None  # since the last log, on all ranks
         self._seen: Tally | None = None  # of the whole run, on all ranks
@@ -163,6 +167,7 @@ class SpeechLM(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.optimizer_settings.steps_of(self.trainer.max_steps)
         optimizer, schedule = self.optimizer_settings.build(self, steps)
+        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -209,6 +214,10 @@ class SpeechLM(L.LightningModule):
             return loss
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        for parameter in self._trained:
+            parameter.grad = (
+                None  # Lightning keeps them until the next forward is done, where activations need the memory
+            )
         if self.ema is not None and not self._skipped_in_a_row:
             self.ema.update(self.model)
         self._log_step()
@@ -226,7 +235,8 @@ class SpeechLM(L.LightningModule):
             self._count_skipped()
             return
         norm = _whole(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.tensor(torch.nan)
-        self.log("train/grad_norm", norm.to(self.device))
+        if self._logs_now:
+            self.log("train/grad_norm", norm.to(self.device))
         if not norm.isfinite():
             self._skip(optimizer, float(norm))
             return
@@ -260,7 +270,7 @@ class SpeechLM(L.LightningModule):
         _scale(self._gradients(), self.trainer.world_size * self.trainer.accumulate_grad_batches * UNIT / targets)
 
     def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        return [parameter.grad for parameter in self._trained if parameter.grad is not None]
 
     def _skip(self, optimizer: Optimizer, norm: float) -> None:
         """Without gradients AdamW changes neither weights nor moments."""
@@ -286,12 +296,18 @@ class SpeechLM(L.LightningModule):
             step.forget_losses()
         self._window = step if self._window is None else self._window + step
         self._seen = (self._restored(step) if self._seen is None else self._seen) + step
-        self.log("train/loss", step.loss, prog_bar=True)
-        if (self.trainer.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
+        if self._logs_now:
+            self.log("train/loss", step.loss, prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in self._window.losses()})
             self.log_dict({f"data/{name}": value for name, value in self._seen.tokens()})
             self.log("train/skipped_updates", float(self.skipped))
             self._window = None
+
+    @property
+    def _logs_now(self) -> bool:
+        """Whether somebody takes what is logged in this step: each call of `log` costs a millisecond of a core."""
+        step = self.trainer.global_step + 1
+        return step % cast(Any, self.trainer).log_every_n_steps == 0 or step == self.trainer.max_steps
 
     def _restored(self, like: Tally) -> Tally:
         """What the checkpoint had seen of the sources that there still are."""
