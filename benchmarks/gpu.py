@@ -75,6 +75,8 @@ def ceilings(device: str) -> list[Row]:
 
 def attention(device: str) -> list[Row]:
     """Forward and backward of one layer's attention at the 1.5B's heads: rows of documents, three ways."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     from speechlm.nn import document_attention as ways
 
     rows, length, heads, kv, dim = (4, 8192, 12, 2, 128) if device == "cuda" else (1, 128, 4, 2, 16)
@@ -84,7 +86,6 @@ def attention(device: str) -> list[Row]:
     q, k, v = (
         torch.randn(rows, n, length, dim, device=device, dtype=dtype, requires_grad=True) for n in (heads, kv, kv)
     )
-    functions: dict[str, Any] = {"flex": ways._flex_forward, "varlen": ways._varlen_forward}
     out: dict[str, tuple[float, list[torch.Tensor]]] = {}
     for name in ("sdpa", "varlen", "flex") if device == "cuda" else ("sdpa", "varlen"):  # flex has no way back on a CPU
         mask: Any = ways.document_mask(docs, name)  # type: ignore[arg-type]
@@ -92,7 +93,7 @@ def attention(device: str) -> list[Row]:
         module.num_key_value_groups, module.is_causal = heads // kv, True  # type: ignore[assignment]
 
         def once(name: str = name, mask: Any = mask, module: Any = module) -> list[torch.Tensor]:
-            forward = functions.get(name, ways.sdpa_attention_forward)
+            forward = ALL_ATTENTION_FUNCTIONS[ways.NAMES[name]]
             result = forward(module, q, k, v, mask, scaling=dim**-0.5)[0]
             return [result, *torch.autograd.grad(result.float().square().sum(), (q, k, v))]
 
