@@ -1,6 +1,7 @@
 """The whole tour: every stage is better, on what was held out, than it was without training, by far more than chance gives."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +31,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole tour, minutes of two cores."""
-    folder = tmp_path_factory.mktemp("tour")
+    """The folder of a whole tour, minutes of two cores; what a tour has done already is taken from the folder TOUR, if that is set."""
+    folder = Path(os.environ.get("TOUR") or tmp_path_factory.mktemp("tour"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr("sys.argv", ["tour", "--out", str(folder)])
