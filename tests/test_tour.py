@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole tour, minutes of two cores; what a tour has done already is taken from the folder TOUR, if that is set."""
+    """The folder of a whole tour, minutes of two cores; one that was begun in the folder TOUR, where that is set, goes on."""
     folder = Path(os.environ.get("TOUR") or tmp_path_factory.mktemp("tour"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
