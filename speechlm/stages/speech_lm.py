@@ -99,9 +99,7 @@ class SpeechLM(L.LightningModule):
         self.optimizer_settings.freeze(self)
         self.ema = None if ema_decay is None else Ema(self.model, ema_decay)
         self.max_skipped, self.skipped, self._skipped_in_a_row = max_skipped, 0, 0
-        self._trained: list[
-            nn.Parameter
-        ] = []  # what the optimizer has; asking the modules for it takes longer than clipping
+        self._trained: list[nn.Parameter] = []  # what the optimizer has; asking all modules takes longer than clipping
         self._step: Tally | None = None  # of this optimizer step, on this rank
         self._window: Tally | None = None  # since the last log, on all ranks
         self._seen: Tally | None = None  # of the whole run, on all ranks
@@ -214,10 +212,6 @@ class SpeechLM(L.LightningModule):
             return loss
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        for parameter in self._trained:
-            parameter.grad = (
-                None  # Lightning keeps them until the next forward is done, where activations need the memory
-            )
         if self.ema is not None and not self._skipped_in_a_row:
             self.ema.update(self.model)
         self._log_step()
