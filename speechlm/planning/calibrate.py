@@ -46,7 +46,10 @@ def calibrate(
     """
     small, large = (slice_seconds(run, n, device, steps, document, attention, speed) for n in slices)
     layer = (large[0] - small[0]) / (slices[1] - slices[0])
-    return Calibrated(layer, small[0] - slices[0] * layer, large[1])
+    rest = small[0] - slices[0] * layer
+    if layer < 0 or rest < 0:  # a machine that others use: the two slices were timed at different speeds
+        layer, rest = large[0] / slices[1], 0.0
+    return Calibrated(layer, rest, large[1])
 
 
 def slice_seconds(
