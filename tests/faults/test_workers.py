@@ -45,7 +45,7 @@ def test_a_signal_to_the_workers_changes_no_batch(tmp_path: Path, number: signal
     expected = [batch.cut_ids for batch in make_data(manifest).train_dataloader()]
     before = set(children_of(os.getpid()))
     got = iter(make_data(manifest, num_workers=2).train_dataloader())
-    batches = [next(got)]
+    batches = [next(got), next(got)]  # one of each worker, so that both have begun
     workers = sorted(set(children_of(os.getpid())) - before)
     assert len(workers) == 2
     subprocess.run(
