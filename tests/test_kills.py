@@ -20,7 +20,7 @@ def zygote() -> Iterator[Zygote]:
     made.close()
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_five_kills_change_no_bit_of_rows_losses_and_weights(zygote: Zygote, tmp_path: Path, ranks: int):
     """With random numbers drawn in every step, validations in between, and kills while checkpoints are written."""
     whole = kills.unbroken(zygote, tmp_path / "whole", ranks, STEPS, noise=0.1)
