@@ -19,7 +19,10 @@ def heed_the_parent_alone(worker: int) -> None:
         worker: its number; all are alike.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the thread below takes it instead of torch's handler
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a thread of a numerical library may be given it, and must not end for it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the thread below takes it
     threading.Thread(target=_wait_for_the_end, args=(os.getppid(),), daemon=True).start()
 
 
