@@ -1,11 +1,12 @@
 """A causal LM with a slot for each of several sequences: prompts in, one further id for every slot at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from speechlm.engines.base import Prompt
 from speechlm.engines.slot_cache import SlotCache
 
 
@@ -13,6 +14,15 @@ def positions_of(model: Any) -> int | None:
     """Ids of the longest sequence a model was made for; None where its config says nothing."""
     found = getattr(model.config, "max_position_embeddings", None)
     return None if found is None else int(found)
+
+
+def fitting(prompts: Iterable[Prompt], model: Any) -> list[Prompt]:
+    """Prompts, allowed to grow no further than the model reaches; those without room for their least are left out."""
+    limit = positions_of(model)
+    if limit is None:
+        return list(prompts)
+    cut = [prompt._replace(max_new=min(prompt.max_new, limit - len(prompt.ids))) for prompt in prompts]
+    return [prompt for prompt in cut if prompt.max_new >= max(1, prompt.min_new)]
 
 
 class SlotModel:

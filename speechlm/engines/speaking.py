@@ -1,6 +1,6 @@
 """A text-to-token model in this process reads texts, asked as its rows did, with the checks of bulk synthesis."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from speechlm.engines.base import Prompt, Sampling, Target
 from speechlm.engines.checks import SpeechChecks
 from speechlm.engines.hugging_face import HuggingFaceEngine
-from speechlm.engines.slots import positions_of
+from speechlm.engines.slots import fitting
 from speechlm.spoken_text import spoken
 from speechlm.text_tokenizer import TextTokenizer
 from speechlm.tokens.templates import Template
@@ -49,8 +49,11 @@ def speak(
     if voice and not writer.voiced:
         raise ValueError(f"the template has no {{voice}}, so nobody can be asked to speak as {voice!r}")
     ids = tokenizer.encode([spoken(text, language) for text, language in zip(texts, languages, strict=True)])
-    openings = [tuple(writer.opening(one, voice).tolist()) for one in ids]
-    prompts = list(_fitting(openings, [len(one) for one in ids], checks, positions_of(model)))
+    asked = (
+        Prompt(str(n), tuple(writer.opening(one, voice).tolist()), checks.max_new(len(one)), checks.min_new(len(one)))
+        for n, one in enumerate(ids)
+    )
+    prompts = fitting(asked, model)
     made: list[list[int] | None] = [None] * len(texts)
     if prompts:
         target = Target(vocab.speech_offset, vocab.num_speech, writer.closing)
@@ -60,15 +63,3 @@ def speak(
             if not checks.problem(len(ids[int(one.key)]), one):
                 made[int(one.key)] = [i - vocab.speech_offset for i in one.ids]
     return made
-
-
-def _fitting(
-    openings: Sequence[tuple[int, ...]], lengths: Sequence[int], checks: SpeechChecks, positions: int | None
-) -> Iterator[Prompt]:
-    """Those whose shortest speech has room; what is longer than the model reaches has no end and is none."""
-    for number, (opening, length) in enumerate(zip(openings, lengths, strict=True)):
-        most, least = checks.max_new(length), checks.min_new(length)
-        if positions is not None:
-            most = min(most, positions - len(opening))
-        if most >= least:
-            yield Prompt(str(number), opening, most, least)

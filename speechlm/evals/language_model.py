@@ -8,7 +8,7 @@ import numpy as np
 from speechlm.engines.base import Prompt, Sampling, Target
 from speechlm.engines.checks import SpeechChecks
 from speechlm.engines.hugging_face import HuggingFaceEngine
-from speechlm.engines.slots import positions_of
+from speechlm.engines.slots import fitting
 from speechlm.engines.speaking import speak
 from speechlm.evals.likelihood import PackedLikelihood
 from speechlm.evals.parts import Likelihood, Piece, Scorable
@@ -54,7 +54,7 @@ class EvaluatedLM:
 
     def encode(self, text: str) -> list[int]:
         """Text-tokenizer ids."""
-        return [int(i) for i in self.tokenizer.encode([text])[0]]
+        return self.tokenizer.ids_of(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of text-tokenizer ids, without its special tokens."""
@@ -116,11 +116,8 @@ class EvaluatedLM:
         """(ids, whether they came to an end) for every prompt."""
         if not prompts:
             return []
-        most = positions_of(self.plain_model) or max(map(len, prompts)) + max_new
-        asked = [Prompt(str(n), tuple(ids), min(max_new, most - len(ids))) for n, ids in enumerate(prompts)]
-        asked = [
-            prompt for prompt in asked if prompt.max_new > 0
-        ]  # no room to say a word: as if it never came to an end
+        # Without room for a word it is as if the end never came.
+        asked = fitting((Prompt(str(n), tuple(ids), max_new) for n, ids in enumerate(prompts)), self.plain_model)
         made: dict[str, tuple[list[int], bool]] = {}
         if asked:
             room = max(len(prompt.ids) + prompt.max_new for prompt in asked)

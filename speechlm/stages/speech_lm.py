@@ -27,6 +27,7 @@ from speechlm.stages.tally import TOKENS, Tally
 from speechlm.tokens.clock import Clock
 from speechlm.tokens.vocab import Vocab
 from speechlm.updates import updates_of
+from speechlm.validation_sets import set_name
 
 log = logging.getLogger(__name__)
 UNIT = 2.0**13  # losses are summed in units of so many ids until their number is known; a power of two rounds nothing
@@ -163,10 +164,9 @@ class SpeechLM(L.LightningModule):
         self._sharded = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = self.optimizer_settings.steps_of(self.trainer.max_steps)
-        optimizer, schedule = self.optimizer_settings.build(self, steps)
-        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        made: Any = self.optimizer_settings.for_stage(self)
+        self._trained = [parameter for group in made["optimizer"].param_groups for parameter in group["params"]]
+        return cast(OptimizerLRScheduler, made)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -319,7 +319,7 @@ class SpeechLM(L.LightningModule):
                 f"id {int(batch.ids[row, position])} at position {position} of row {row} of a batch, from {source}, is outside "
                 f"the vocabulary of {len(self.vocab)} ids"
             )
-        if (batch.loss_mask & (batch.ids < self.model.first)).any():
+        if self.model.first and (batch.loss_mask & (batch.ids < self.model.first)).any():
             raise ValueError(
                 f"the rows predict text, and this model's softmax is over the ids from {self.model.first} on, control and speech "
                 f"tokens; let the template's target end with <|end_of_audio|>, or set model.init_args.predict to all"
@@ -328,7 +328,7 @@ class SpeechLM(L.LightningModule):
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: RowBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        name = self._val_name(dataloader_idx)
+        name = set_name(self.trainer, dataloader_idx)
         tally = Tally.of(batch, self.score(batch), self.vocab)
         self._validated[name] = self._validated[name] + tally if name in self._validated else tally
 
@@ -338,10 +338,6 @@ class SpeechLM(L.LightningModule):
             self.log(f"val/{name}/loss", total.loss, prog_bar=True, sync_dist=True)
             self.log_dict({f"val/{name}/{metric}": value for metric, value in total.losses()}, sync_dist=True)
         self._validated = {}
-
-    def _val_name(self, index: int) -> str:
-        names = getattr(getattr(self.trainer, "datamodule", None), "val_names", None)
-        return names[index] if names else str(index)
 
 
 def _by_source(tally: Tally) -> dict[str, list[float]]:
