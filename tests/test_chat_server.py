@@ -19,7 +19,7 @@ import pytest
 import soundfile as sf
 from openai import AsyncOpenAI, AuthenticationError, OpenAI
 
-from speechlm.engines.streaming import EngineFailed
+from speechlm.engines.streaming import EngineFailed, Kind, Progress
 from speechlm.serving.session import VoiceSession
 from speechlm.serving.voice import Voice
 from speechlm.serving.web.settings import ServerSettings
@@ -195,7 +195,18 @@ def test_live_voice_replies_to_a_committed_turn_and_remembers_what_was_heard_of_
     assert first[-1].response.timings["total_ms"] > 0
 
 
-def test_live_voice_finds_turns_by_itself_and_is_interrupted_by_speech(server: Running):
+def test_live_voice_finds_turns_by_itself_and_is_interrupted_by_speech(
+    server: Running, voice: Voice, monkeypatch: pytest.MonkeyPatch
+):
+    # The reply neither ends by itself nor gets further than 80 ids before it is interrupted, however fast the machine is.
+    interrupted, ids, step, allowed = threading.Event(), iter(range(80)), voice.engine._lm.step, Progress.allowed.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Progress, "allowed", property(lambda self: allowed(self) & ~Kind.END))
+    monkeypatch.setattr(
+        voice.engine._lm,  # type: ignore[attr-defined]
+        "step",
+        lambda *args: (next(ids, None) is not None or interrupted.wait(4)) and step(*args),
+    )
+
     async def talk() -> list[Any]:
         client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY)
         async with client.realtime.connect(model="random") as live:
@@ -205,6 +216,8 @@ def test_live_voice_finds_turns_by_itself_and_is_interrupted_by_speech(server: R
             events = await events_of_a_turn(live, "response.output_audio.delta")
             for piece in pcm(0.6, seed=3):
                 await live.input_audio_buffer.append(audio=piece)
+            events += await events_of_a_turn(live, "input_audio_buffer.speech_started")
+            interrupted.set()
             return events + await events_of_a_turn(live)
 
     events = asyncio.run(talk())
