@@ -9,9 +9,10 @@
 - `hf grouped`: transformers' Trainer and model, padded batches grouped by length, fused AdamW, SDPA, as many positions a batch.
 - `hf padded`: the same in random order, which is its default.
 
-Documents are log-normal in length (mean `--mean`, sigma 0.8), cut at a row. Contestants take turns, round after round, in one
-process. Useful tokens are ids that are not padding; speeds are medians over the steps of all rounds, by processor time on a CPU
-(which other work does not slow down) and by the clock on a GPU. Needs `accelerate` for the Trainer.
+Documents are log-normal in length (mean `--mean`, sigma 0.8), cut at a row. Useful tokens are ids that are not padding. On a CPU
+contestants take turns step by step, in threads of which one runs at a time, and processor time counts: a machine's speed changes
+by a quarter from minute to minute, which is as large as what is to be measured. On a GPU, which may not hold them all, they take
+turns round by round, by the clock. Speeds and ratios are medians over rounds. Needs `accelerate` for the Trainer.
 """
 
 import argparse
@@ -22,8 +23,10 @@ import logging
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,10 +66,17 @@ WARM = 2  # steps of every turn that are not counted
 
 
 class Clocks:
-    """Seconds between steps, and useful ids of each."""
+    """Seconds between steps, and useful ids of each.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds, self.tokens = device, [], []  # type: tuple[torch.device, list[float], list[int]]
+    Args:
+        device: whose work is timed.
+        relay: on which other contestants take steps in between; without one this is alone.
+    """
+
+    def __init__(self, device: torch.device, relay: "Relay | None" = None) -> None:
+        self.device, self.relay = device, relay
+        self.seconds: list[float] = []
+        self.tokens: list[int] = []
         self.at: float | None = None
 
     def now(self) -> float:
@@ -78,16 +88,64 @@ class Clocks:
 
     def step(self, tokens: int) -> None:
         """A step has ended."""
-        now = self.now()
         if self.at is not None:
-            self.seconds.append(now - self.at)
+            self.seconds.append(self.now() - self.at)
             self.tokens.append(tokens)
-        self.at = now
+        if self.relay is not None:
+            self.relay.pass_on()
+        self.at = self.now()
 
-    def speeds(self) -> list[float]:
+    def speed(self) -> float:
         """Useful ids per second: of the steps together, warm-up left out (padded batches differ by far)."""
         kept = slice(WARM - 1, None)
-        return [sum(self.tokens[kept]) / sum(self.seconds[kept])]
+        return sum(self.tokens[kept]) / sum(self.seconds[kept])
+
+
+class Relay:
+    """Contestants in threads of which one runs at a time, each for one step: what slows the machine down slows all of them."""
+
+    def __init__(self) -> None:
+        self._waiting: list[threading.Thread] = []  # the first of them runs
+        self._change = threading.Condition()
+
+    def run(self, contestants: Iterable[Callable[[], None]]) -> None:
+        """To the end of all.
+
+        Raises:
+            RuntimeError: one failed, of whatever.
+        """
+        failed: list[BaseException] = []
+
+        def body(contestant: Callable[[], None]) -> None:
+            try:
+                self._wait()
+                contestant()
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                with self._change:
+                    self._waiting.pop(0)
+                    self._change.notify_all()
+
+        self._waiting = [threading.Thread(target=body, args=(contestant,), daemon=True) for contestant in contestants]
+        threads = list(self._waiting)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise RuntimeError("a contestant failed") from failed[0]
+
+    def pass_on(self) -> None:
+        """Let the next one take a step, and wait until it is this thread's turn again."""
+        with self._change:
+            self._waiting.append(self._waiting.pop(0))
+            self._change.notify_all()
+        self._wait()
+
+    def _wait(self) -> None:
+        with self._change:
+            self._change.wait_for(lambda: self._waiting[0] is threading.current_thread())
 
 
 class Bench:
@@ -302,22 +360,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         turns = {name: turn for name, turn in bench.turns().items() if name in args.only.split(",")}
         speeds: dict[str, list[float]] = {name: [] for name in turns}
         memory: dict[str, float] = {}
-        for _ in range(args.rounds):
+        together = bench.device.type == "cpu"
+        if together:  # what each takes alone
+            bench.steps = WARM + 1
             for name, turn in turns.items():
-                clocks, watch = Clocks(bench.device), peak(bench.device)
-                next(watch)
-                turn(clocks)
-                gc.collect()
-                torch.cuda.empty_cache()
-                memory[name] = max(memory.get(name, 0.0), next(watch))
-                speeds[name] += clocks.speeds()
+                _alone(bench, turn, memory, name)
+            bench.steps = args.steps + WARM
+        for number in range(args.rounds):
+            names = _rotated(list(turns), number)
+            if not together:
+                for name in names:
+                    speeds[name].append(_alone(bench, turns[name], memory, name))
+                continue
+            relay = Relay()
+            clocks = {name: Clocks(bench.device, relay) for name in names}
+            relay.run([partial(turns[name], clocks[name]) for name in names])
+            for name in names:
+                speeds[name].append(clocks[name].speed())
         results = {name: _spread(of) | {"peak_gib": round(memory[name], 3)} for name, of in speeds.items()}
-        ours = results.get("lightning", {}).get("median", 0.0)
-        ratios = {f"lightning to {n}": round(ours / r["median"], 3) for n, r in results.items() if ours}
-        if {"plain", "dense"} <= results.keys():
-            ratios["packed by document to dense mask"] = round(
-                results["plain"]["median"] / results["dense"]["median"], 3
-            )
+        pairs = [("lightning", name) for name in turns if name != "lightning"] + [("plain", "dense")]
+        ratios = {f"{ours} to {theirs}": _spread([a / b for a, b in zip(speeds[ours], speeds[theirs], strict=True)], 3)
+                  for ours, theirs in pairs if {ours, theirs} <= turns.keys()}  # fmt: skip
         leakage = bench.leakage()
         padding = 1 - sum(len(d) for d in bench.documents) / (len(bench.data().stream.folders[0]) * args.row_len)
     commit = subprocess.run(
@@ -331,8 +394,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "ratios": ratios, "largest_change_across_documents": leakage, "padding_of_rows": round(padding, 4)}  # fmt: skip
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": round(statistics.median(values), 1), "min": round(min(values), 1), "max": round(max(values), 1)}
+def _rotated(names: list[str], number: int) -> list[str]:
+    """Everyone is first in some round: what a turn leaves to the next, of memory above all, is left to everyone."""
+    first = number % len(names)
+    return names[first:] + names[:first]
+
+
+def _spread(values: list[float], digits: int = 1) -> dict[str, float]:
+    middle, least, most = statistics.median(values), min(values), max(values)
+    return {"median": round(middle, digits), "min": round(least, digits), "max": round(most, digits)}
+
+
+def _alone(bench: Bench, turn: Callable[[Clocks], None], memory: dict[str, float], name: str) -> float:
+    """Speed of one contestant whose steps follow each other; its memory is noted."""
+    clocks, watch = Clocks(bench.device), peak(bench.device)
+    next(watch)
+    turn(clocks)
+    gc.collect()
+    torch.cuda.empty_cache()
+    memory[name] = max(memory.get(name, 0.0), next(watch))
+    return clocks.speed()
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -102,7 +102,10 @@ class _TokenLosses(Function):
                 near = weight[ids].to(states.dtype)
                 few = torch.mm(states, near.T, out=logits[: len(states) * len(near)].view(len(states), len(near)))
                 _to_gradient(few, labels - begin, ctx.z_loss, norms, outer)
-                weight_grad[ids] = few.T @ states
+                if weight_grad.dtype == few.dtype:
+                    torch.mm(few.T, states, out=weight_grad[ids])
+                else:
+                    weight_grad[ids] = few.T @ states
             del logits, few
         return None if back is None else _weighed(back, outer), weight_grad, None, None, None, None
 

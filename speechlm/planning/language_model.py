@@ -1,7 +1,7 @@
 """Memory and operations of a language model's training step, from its shape and its config."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,21 +106,14 @@ def cost_of(run: LMRun) -> LMCost:
     }
     gradients = FLOAT * trained / run.shards
     activations = layer.kept * run.shape.num_hidden_layers + rest
-    work = _working(run, layers_of(replace(run, recompute=False))[0].kept if run.recompute else layer.kept)
+    work = layers_of(replace(run, recompute=False))[0].kept if run.recompute else layer.kept
     loss, useful = _loss(run, head), training_cost(whole)
-    # Lightning keeps the last step's gradients until the next forward is done
-    forward = {"activations": activations, "loss": loss - _head_gradient(run, head), "gradients": gradients}
     full = {"activations": activations, "loss": loss} | ({"gradients": gradients} if run.accumulated > 1 else {})
-    empty = {"gradients": gradients, "layer at work": work}
-    fullest = max(forward, full, empty, key=lambda parts: sum(parts.values()))
+    empty = {"gradients": gradients + _waiting(run, head), "layer at work": work}
+    fullest = max(full, empty, key=lambda parts: sum(parts.values()))
     products = 4 / 3 if run.chunk < run.predicting else 1.0
     done = useful.per_token * again + useful.per_target * run.predicted * products
     return LMCost({**states, **fullest}, count, useful, done / (useful.per_token + useful.per_target * run.predicted))
-
-
-def replace(run: LMRun, **changes: Any) -> LMRun:
-    """A run with some things changed."""
-    return LMRun(**{**run.__dict__, **changes})
 
 
 def layers_of(run: LMRun) -> tuple[Traced, float, float]:
@@ -192,17 +185,22 @@ def _copies(run: LMRun, count: int, in_layers: int, head: int, layers: int) -> f
     return HALF * (in_layers + head) if run.mixed else 0.0
 
 
-def _working(run: LMRun, kept: float) -> float:
-    """Bytes of a layer on its way back: what it keeps, of which gradients take the place."""
-    return kept
-
-
 def _loss(run: LMRun, head: int) -> float:
     """Bytes of head and losses in the backward pass: logits, the head's gradient, states and two gradients of them."""
     size = HALF if run.mixed else FLOAT
     logits = size * run.chunk * run.vocab
     logits += FLOAT * PIECE["cuda"] if run.mixed else 0  # those of a piece in float32
     return logits + _head_gradient(run, head) + 3 * size * run.predicting * head / run.vocab
+
+
+def _waiting(run: LMRun, head: int) -> float:
+    """Bytes of gradients of head and embedding at the end of the backward pass beside those that are kept.
+
+    The head's waits for that of the embedding, with which it is summed if they are one; both wait to be spread over ranks.
+    """
+    if run.shards > 1:
+        return 2 * _head_gradient(run, head)
+    return (run.shape.tie_word_embeddings + (run.accumulated > 1)) * _head_gradient(run, head)
 
 
 def _head_gradient(run: LMRun, head: int) -> float:

@@ -16,7 +16,6 @@ from speechlm.tokens.vocab import CONTROLS, Vocab
 
 SPEECH_CODES = 16_384  # where no vocab.json says it yet
 OTHER_GIB = 1.5  # of a GPU: the CUDA context and NCCL's buffers
-ADAMW_BYTES = 16  # of a trained number in float32: itself, its gradient, two moments
 
 
 @dataclass

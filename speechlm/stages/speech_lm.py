@@ -212,6 +212,7 @@ class SpeechLM(L.LightningModule):
             return loss
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        optimizer.zero_grad(set_to_none=True)  # Lightning would keep gradients until the next forward pass is done
         if self.ema is not None and not self._skipped_in_a_row:
             self.ema.update(self.model)
         self._log_step()
