@@ -11,12 +11,15 @@
 
 Documents are log-normal in length (mean `--mean`, sigma 0.8), cut at a row. Useful tokens are ids that are not padding. On a CPU
 contestants take turns step by step, in threads of which one runs at a time, and processor time counts: a machine's speed changes
-by a quarter from minute to minute, which is as large as what is to be measured. On a GPU, which may not hold them all, they take
-turns round by round, by the clock. Speeds and ratios are medians over rounds. Needs `accelerate` for the Trainer.
+by a quarter from minute to minute, which is as large as what is to be measured. What memory each takes is found before, alone;
+then the C library keeps what it has, and two rounds are not counted (page faults were up to a tenth of a step). On a GPU, which
+may not hold them all, they take turns round by round, by the clock. Speeds and ratios are medians over rounds. Needs `accelerate`
+for the Trainer.
 """
 
 import argparse
 import copy
+import ctypes
 import gc
 import json
 import logging
@@ -63,6 +66,7 @@ from speechlm.tokens.vocab import Vocab
 NAMES = ("lightning", "plain", "dense", "hf grouped", "hf padded")
 SETTINGS = AdamWSettings(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, eps=1e-8, decay="constant", fused=True)
 WARM = 2  # steps of every turn that are not counted
+SETTLE = 2  # rounds of a relay that are not counted: until the process has all the memory that it needs
 
 
 class Clocks:
@@ -366,7 +370,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for name, turn in turns.items():
                 _alone(bench, turn, memory, name)
             bench.steps = args.steps + WARM
-        for number in range(args.rounds):
+            _keep_memory()
+        for number in range(args.rounds + SETTLE * together):
             names = _rotated(list(turns), number)
             if not together:
                 for name in names:
@@ -375,7 +380,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             relay = Relay()
             clocks = {name: Clocks(bench.device, relay) for name in names}
             relay.run([partial(turns[name], clocks[name]) for name in names])
-            for name in names:
+            for name in names if number >= SETTLE else ():
                 speeds[name].append(clocks[name].speed())
         results = {name: _spread(of) | {"peak_gib": round(memory[name], 3)} for name, of in speeds.items()}
         pairs = [("lightning", name) for name in turns if name != "lightning"] + [("plain", "dense")]
@@ -403,6 +408,13 @@ def _rotated(names: list[str], number: int) -> list[str]:
 def _spread(values: list[float], digits: int = 1) -> dict[str, float]:
     middle, least, most = statistics.median(values), min(values), max(values)
     return {"median": round(middle, digits), "min": round(least, digits), "max": round(most, digits)}
+
+
+def _keep_memory() -> None:
+    """From here on the C library gives nothing back to the system: whoever grows first would pay for the pages of all."""
+    libc = ctypes.CDLL(None)
+    for option, value in ((-8, 1), (-1, 2**31 - 1), (-3, 2**30)):  # arenas, threshold of trimming, threshold of mapping
+        libc.mallopt(option, value)
 
 
 def _alone(bench: Bench, turn: Callable[[Clocks], None], memory: dict[str, float], name: str) -> float:
