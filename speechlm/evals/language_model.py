@@ -43,7 +43,6 @@ class EvaluatedLM:
         self.plain_model, self.vocab, self.sampling, self.slots = model.eval(), vocab, sampling, slots
         self.text_tokenizer = text_tokenizer
         self.tokenizer = TextTokenizer(text_tokenizer)
-        self.has_end = self.tokenizer.end is not None
         self.likelihoods_of = PackedLikelihood(model, vocab, row)
         self._foreign: list[int] | None = None
 

@@ -56,8 +56,6 @@ class Piece(NamedTuple):
 class LM(Protocol):
     """A language model of speech and text."""
 
-    has_end: bool
-
     def encode(self, text: str) -> list[int]:
         """Text-tokenizer ids."""
         ...

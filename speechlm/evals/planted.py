@@ -69,7 +69,6 @@ class Planted:
 
     num_codes, token_rate_hz, sample_rate_hz = len(LETTERS), RATE_HZ / SAMPLES, RATE_HZ
     longest_sec = math.inf
-    has_end = True
 
     def __init__(self, kind: str, tasks: Mapping[str, Task]) -> None:
         if kind not in KINDS:
