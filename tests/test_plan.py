@@ -60,7 +60,7 @@ def measured(given: dict[str, Any]) -> float:
 @pytest.mark.parametrize(
     ("changes", "rows", "row_len", "stage", "trainer"),
     [
-        pytest.param({}, 2, 512, {"loss_chunk": 128}, {}, id="activations"),
+        pytest.param({}, 4, 512, {"loss_chunk": 128}, {}, id="activations"),
         pytest.param(
             {}, 1, 512, {"loss_chunk": 512, "activation_checkpointing": True, "ema_decay": 0.9}, {}, id="weights"
         ),

@@ -110,9 +110,13 @@ class Gradients(L.Callback):
         """Every rank asks for the whole, so every rank has it."""
         self.of.append(whole_gradients(pl_module))
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """After the optimizer's step they are as it had them, clipped."""
-        self.used = whole_gradients(pl_module)
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After the optimizer's step they are as it had them, clipped; the stage lets go of them then."""
+
+        def keep(*_: Any) -> None:
+            self.used = whole_gradients(pl_module)
+
+        trainer.optimizers[0].register_step_post_hook(keep)
 
 
 def whole_gradients(module: L.LightningModule) -> dict[str, torch.Tensor]:
