@@ -2,13 +2,14 @@
 
     python benchmarks/gpu.py [--device cuda] [--seconds 470] [--out results.md] [--only ceilings,attention,…]
 
-Needs torch, transformers and lightning, and this repository; `accelerate` for the comparison with Hugging Face's Trainer. Each
-section runs in a process of its own with a limit of its own, the most important first; what fails or does not fit into the time
-is a row that says so. `--device cpu` runs the same code at tiny sizes, to see that it runs.
+Needs torch, transformers, lightning and xxhash, and this repository; `accelerate` for the comparison with Hugging Face's Trainer,
+lhotse for `corpus`. Each section runs in a process of its own with a limit of its own, the most important first; what fails or
+does not fit into the time is a row that says so. `--device cpu` runs the same code at tiny sizes, to see that it runs.
 
-Sections: ceilings (matrix product, copy), attention (ways to stay in a document: speed, equal results), head (head and loss:
-speed, memory, gradients), pretrain_1.5b (Lightning's stack, a loop, Hugging Face's Trainer), slice_9b (9B from slices of 6 and 10
-layers), float8 (of the 1.5B, compiled), tokenize, generate, decode (the benchmarks of these names).
+Sections: ceilings (matrix product, copy), pretrain_1.5b (Lightning's stack, a loop), pretrain_hf (Hugging Face's Trainer), head
+(head and loss: speed, memory, gradients), attention (ways to stay in a document: speed, equal results), slice_9b (9B from slices
+of 6 and 10 layers), tokenize (speech tokens of sound in memory), float8 (of the 1.5B, compiled), generate, decode (the benchmarks
+of these names), corpus (`bulk_tokenize.py`, files to shards).
 """
 
 import argparse
@@ -154,26 +155,39 @@ def _extra_gib(work: Callable[[], Any]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
+OURS, TRAINER = "1.5B, Lightning's stack", "1.5B, Hugging Face's Trainer, batches grouped by length"
+
+
 def pretrain(device: str) -> list[Row]:
-    """The 1.5B by Lightning's whole stack, by a loop, by Hugging Face's Trainer."""
+    """The 1.5B by Lightning's whole stack and by a loop."""
+    found = _pretrained(device, "lightning,plain", "--compile")
+    speeds = found["useful_tokens_per_sec"]
+    ours, loop = speeds["lightning"], speeds["plain"]
+    return [
+        row(OURS, ours["median"], "tokens/s", None, f"{ours['peak_gib']} GiB"),
+        row(f"{OURS} against a loop", ours["median"], "tokens/s", loop["median"], f"{loop['peak_gib']} GiB"),
+        row("change of other documents' logits", found["largest_change_across_documents"], "", note="0 is no leakage"),
+    ]
+
+
+def pretrain_hf(device: str) -> list[Row]:
+    """The same by transformers' Trainer, not compiled: every batch has another length."""
+    if not _has("accelerate"):
+        return [row(TRAINER, 0.0, "", note="accelerate is not installed")]
+    theirs = _pretrained(device, "hf grouped")["useful_tokens_per_sec"]["hf grouped"]
+    return [row(TRAINER, theirs["median"], "tokens/s", None, f"{theirs['peak_gib']} GiB")]
+
+
+def _pretrained(device: str, names: str, *more: str) -> dict[str, Any]:
     from benchmarks.pretrain import arguments, run
 
     if device == "cuda":
         sizes = "--width 1536 --layers 28 --vocab 168960 --inner 8960 --heads 12 --kv_heads 2 --row_len 8192 --rows 2 --mean 1485"
-        extra = "--steps 8 --rounds 1 --loss_chunk 1024 --precision bf16 --device cuda --compile --recompute selective"
+        extra = "--steps 8 --rounds 1 --loss_chunk 1024 --precision bf16 --device cuda --recompute selective"
     else:
         sizes, extra = "--width 32 --layers 1 --vocab 512 --row_len 64 --rows 2 --mean 20", "--steps 1 --rounds 1"
-    names = "lightning,plain" + (",hf grouped" if _has("accelerate") else "")
-    found = run(arguments([*sizes.split(), *extra.split(), "--only", names]))
-    speeds = found["useful_tokens_per_sec"]
-    ours = speeds["lightning"]["median"]
-    rows_out = [row("1.5B, Lightning's stack", ours, "tokens/s", None, f"{speeds['lightning']['peak_gib']} GiB")]
-    for name, other in speeds.items():
-        if name != "lightning":
-            note = f"{other['peak_gib']} GiB"
-            rows_out.append(row(f"1.5B, Lightning's stack against {name}", ours, "tokens/s", other["median"], note))
-    leak = found["largest_change_across_documents"]
-    return [*rows_out, row("change of other documents' logits", leak, "", note="0 is no leakage")]
+    compiled = more if device == "cuda" else ()
+    return run(arguments([*sizes.split(), *extra.split(), *compiled, "--only", names]))
 
 
 def slice_9b(device: str) -> list[Row]:
@@ -231,6 +245,85 @@ def float8(device: str) -> list[Row]:
     return [row(f"4 layers of the 1.5B, {n}", s, "tokens/s", speeds["bf16"]) for n, s in speeds.items()]
 
 
+@torch.no_grad()
+def tokenize(device: str) -> list[Row]:
+    """Speech tokens by the paper's tokenizer (Whisper large-v3 up to its 16th layer, random weights) in bf16, sound to tokens.
+
+    Against transformers' usual loop over the same layers: log-mel on the CPU, one recording at a time, padded to 30 s. The
+    lengths are like LibriSpeech's, the sound is noise.
+    """
+    from transformers import WhisperConfig, WhisperFeatureExtractor
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    from speechlm.nn.ema_vq import EmaVQ
+    from speechlm.nn.log_mel import LogMel
+    from speechlm.nn.masks import length_mask
+    from speechlm.nn.whisper_encoder import Bottleneck, WhisperVQEncoder
+    from speechlm.nn.whisper_tokens import WhisperTokens
+    from speechlm.tokens.clock import Clock
+
+    gpu, clock = device == "cuda", Clock()
+    width, layers, heads, codes, recordings, most = (
+        (1280, 16, 20, 16_384, 512, 600.0) if gpu else (64, 2, 2, 64, 6, 30.0)
+    )
+    shape = WhisperConfig(d_model=width, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * width,
+                          num_mel_bins=128, attn_implementation="sdpa")  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    seconds = (13.0 + 4.5 * torch.randn(recordings, generator=generator)).clamp(1.5, 17.0).sort().values
+    groups: list[list[float]] = [[]]
+    for length in seconds.tolist():  # ascending, so the last of a group is what it is padded to
+        if groups[-1] and (len(groups[-1]) + 1) * length > most:
+            groups.append([])
+        groups[-1].append(length)
+    batches = []
+    for group in groups:
+        lens = (torch.tensor(group) * clock.sample_rate_hz).long().to(device)
+        batches.append((0.1 * torch.randn(len(group), int(lens.max()), device=device), lens))
+    log_mel = LogMel(shape.num_mel_bins, clock.samples_per_token).to(device)
+    bottleneck = Bottleneck(after_layer=layers)
+    encoder = (
+        WhisperVQEncoder(WhisperEncoder(shape), 4, bottleneck, lambda dim: EmaVQ(dim, codes, init="random"))
+        .eval()
+        .to(device)
+    )
+    assert isinstance(encoder.quantizer, EmaVQ)
+    audio, lens = batches[-1]
+    found = encoder.below(*log_mel(audio[:8], lens[:8]))[0].flatten(0, 1)
+    vectors = found[torch.randint(len(found), (codes,), generator=generator).to(device)]
+    encoder.quantizer.codebook.copy_(vectors + 0.01 * vectors.std() * torch.randn_like(vectors))
+    tokenizer = WhisperTokens(log_mel, encoder, clock)
+    extractor = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)
+    every = max(1, len(batches) // 8)
+    usual = [(audio[0, : int(lens[0])].cpu().numpy(), int(lens[0])) for audio, lens in batches[::every]]
+
+    def ours() -> None:
+        for audio, lens in batches:
+            tokenizer.tokenize(audio, lens)[0].cpu()
+
+    def theirs() -> None:
+        for audio, samples in usual:
+            with torch.autocast(device, enabled=False):
+                mel = extractor(audio, sampling_rate=clock.sample_rate_hz, return_tensors="pt").input_features.to(
+                    device
+                )
+            tokens = torch.tensor([clock.num_tokens(samples)], device=device)
+            x, _ = encoder.below(mel, tokens * clock.samples_per_token // clock.hop_samples)
+            encoder.quantizer(x, length_mask(tokens, x.shape[1])).codes.cpu()  # type: ignore[misc]
+
+    with torch.autocast(device, torch.bfloat16):
+        speed = sum(float(lens.sum()) for _, lens in batches) / clock.sample_rate_hz / timed(ours, device, 3)
+        base = sum(samples for _, samples in usual) / clock.sample_rate_hz / timed(theirs, device, 3)
+        audio, lens = batches[0]
+        together = tokenizer.tokenize(audio, lens)[0]
+        differ = total = 0
+        for i in range(min(4, len(lens))):
+            alone = tokenizer.tokenize(audio[i : i + 1, : int(lens[i])], lens[i : i + 1])[0][0]
+            differ, total = differ + int((alone != together[i, : len(alone)]).sum()), total + len(alone)
+    padding = 1 - sum(float(lens.sum()) for _, lens in batches) / sum(audio.numel() for audio, _ in batches)
+    note = f"{padding:.1%} padding; {differ / total:.2%} of the tokens are others than alone, in bfloat16"
+    return [row("speech tokens, large-v3 up to layer 16, sound in memory", speed, "x real time", base, note)]
+
+
 def _has(package: str) -> bool:
     from importlib.util import find_spec
 
@@ -238,16 +331,16 @@ def _has(package: str) -> bool:
 
 
 SECTIONS: dict[str, tuple[int, Callable[[str], list[Row]]]] = {  # seconds at most, what is run
-    "ceilings": (40, ceilings), "attention": (60, attention), "head": (60, head), "pretrain_1.5b": (170, pretrain),
-    "slice_9b": (100, slice_9b), "float8": (80, float8),
+    "ceilings": (40, ceilings), "pretrain_1.5b": (150, pretrain), "pretrain_hf": (90, pretrain_hf), "head": (60, head),
+    "attention": (60, attention), "slice_9b": (100, slice_9b), "tokenize": (60, tokenize), "float8": (80, float8),
 }  # fmt: skip
 OTHERS = {
-    "tokenize": (90, "bulk_tokenize.py --large_v3 --precision bf16 --recordings 64 --usual_recordings 8 --draws 1 --device cuda"),
     "generate": (90, "generate.py --prompts 512 --batch 256 --layers 28 --dtype bfloat16 --rounds 1 --device cuda"),
     "decode": (60, "decode.py --dtype bfloat16 --repeats 5 --minutes 0.5 --device cuda"),
+    "corpus": (90, "bulk_tokenize.py --large_v3 --precision bf16 --recordings 64 --usual_recordings 8 --draws 1 --device cuda"),
 }  # fmt: skip
 TINY = {
-    "tokenize": "bulk_tokenize.py --recordings 2 --draws 1 --usual_recordings 1",
+    "corpus": "bulk_tokenize.py --recordings 2 --draws 1 --usual_recordings 1",
     "generate": "generate.py --prompts 2 --batch 2 --layers 1 --rounds 1",
     "decode": "decode.py --shape small --recordings 2 --batch 2 --repeats 1 --minutes 0.02 --steps 2",
 }
@@ -286,6 +379,15 @@ def table(rows: list[Row], header: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def against_trainer(rows: list[Row]) -> list[Row]:
+    """One row with the ratio, where both were measured."""
+    speeds = {one["metric"]: one for one in rows if one["metric"] in (OURS, TRAINER) and one["value"]}
+    if len(speeds) < 2:
+        return []
+    ours, theirs = speeds[OURS], speeds[TRAINER]
+    return [row(f"{OURS} against Hugging Face's Trainer", ours["value"], "tokens/s", theirs["value"], theirs["note"])]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run everything; 1 where a section failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -312,6 +414,8 @@ def main(argv: list[str] | None = None) -> int:
     for one in args.only.split(","):
         began = time.monotonic()
         rows += section(one, args.device, end - began, args.out.parent)
+        if one == "pretrain_hf":
+            rows += against_trainer(rows)
         args.out.write_text(table(rows, header), encoding="utf-8")  # what is there is there, whatever comes
         print(f"{one}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     print(table(rows, header))
