@@ -340,6 +340,7 @@ def shape_of(args: argparse.Namespace) -> PreTrainedConfig:
 def peak(device: torch.device) -> Iterator[float]:
     """First a reset; then GiB since."""
     if device.type == "cuda":
+        torch.cuda.init()  # nothing may have used it yet, and then there are no statistics to reset
         torch.cuda.reset_peak_memory_stats()
         yield 0.0
         yield torch.cuda.max_memory_allocated() / 2**30
