@@ -245,82 +245,11 @@ def float8(device: str) -> list[Row]:
     return [row(f"4 layers of the 1.5B, {n}", s, "tokens/s", speeds["bf16"]) for n, s in speeds.items()]
 
 
-@torch.no_grad()
 def tokenize(device: str) -> list[Row]:
-    """Speech tokens by the paper's tokenizer (Whisper large-v3 up to its 16th layer, random weights) in bf16, sound to tokens.
+    """Sound to speech tokens by the paper's tokenizer, against transformers' usual loop."""
+    from benchmarks.speech_tokens import measure
 
-    Against transformers' usual loop over the same layers: log-mel on the CPU, one recording at a time, padded to 30 s. The
-    lengths are like LibriSpeech's, the sound is noise.
-    """
-    from transformers import WhisperConfig, WhisperFeatureExtractor
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    from speechlm.nn.ema_vq import EmaVQ
-    from speechlm.nn.log_mel import LogMel
-    from speechlm.nn.masks import length_mask
-    from speechlm.nn.whisper_encoder import Bottleneck, WhisperVQEncoder
-    from speechlm.nn.whisper_tokens import WhisperTokens
-    from speechlm.tokens.clock import Clock
-
-    gpu, clock = device == "cuda", Clock()
-    width, layers, heads, codes, recordings, most = (
-        (1280, 16, 20, 16_384, 512, 600.0) if gpu else (64, 2, 2, 64, 6, 30.0)
-    )
-    shape = WhisperConfig(d_model=width, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * width,
-                          num_mel_bins=128, attn_implementation="sdpa")  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    seconds = (13.0 + 4.5 * torch.randn(recordings, generator=generator)).clamp(1.5, 17.0).sort().values
-    groups: list[list[float]] = [[]]
-    for length in seconds.tolist():  # ascending, so the last of a group is what it is padded to
-        if groups[-1] and (len(groups[-1]) + 1) * length > most:
-            groups.append([])
-        groups[-1].append(length)
-    batches = []
-    for group in groups:
-        lens = (torch.tensor(group) * clock.sample_rate_hz).long().to(device)
-        batches.append((0.1 * torch.randn(len(group), int(lens.max()), device=device), lens))
-    log_mel = LogMel(shape.num_mel_bins, clock.samples_per_token).to(device)
-    bottleneck = Bottleneck(after_layer=layers)
-    encoder = (
-        WhisperVQEncoder(WhisperEncoder(shape), 4, bottleneck, lambda dim: EmaVQ(dim, codes, init="random"))
-        .eval()
-        .to(device)
-    )
-    assert isinstance(encoder.quantizer, EmaVQ)
-    audio, lens = batches[-1]
-    found = encoder.below(*log_mel(audio[:8], lens[:8]))[0].flatten(0, 1)
-    vectors = found[torch.randint(len(found), (codes,), generator=generator).to(device)]
-    encoder.quantizer.codebook.copy_(vectors + 0.01 * vectors.std() * torch.randn_like(vectors))
-    tokenizer = WhisperTokens(log_mel, encoder, clock)
-    extractor = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)
-    every = max(1, len(batches) // 8)
-    usual = [(audio[0, : int(lens[0])].cpu().numpy(), int(lens[0])) for audio, lens in batches[::every]]
-
-    def ours() -> None:
-        for audio, lens in batches:
-            tokenizer.tokenize(audio, lens)[0].cpu()
-
-    def theirs() -> None:
-        for audio, samples in usual:
-            with torch.autocast(device, enabled=False):
-                mel = extractor(audio, sampling_rate=clock.sample_rate_hz, return_tensors="pt").input_features.to(
-                    device
-                )
-            tokens = torch.tensor([clock.num_tokens(samples)], device=device)
-            x, _ = encoder.below(mel, tokens * clock.samples_per_token // clock.hop_samples)
-            encoder.quantizer(x, length_mask(tokens, x.shape[1])).codes.cpu()  # type: ignore[misc]
-
-    with torch.autocast(device, torch.bfloat16):
-        speed = sum(float(lens.sum()) for _, lens in batches) / clock.sample_rate_hz / timed(ours, device, 3)
-        base = sum(samples for _, samples in usual) / clock.sample_rate_hz / timed(theirs, device, 3)
-        audio, lens = batches[0]
-        together = tokenizer.tokenize(audio, lens)[0]
-        differ = total = 0
-        for i in range(min(4, len(lens))):
-            alone = tokenizer.tokenize(audio[i : i + 1, : int(lens[i])], lens[i : i + 1])[0][0]
-            differ, total = differ + int((alone != together[i, : len(alone)]).sum()), total + len(alone)
-    padding = 1 - sum(float(lens.sum()) for _, lens in batches) / sum(audio.numel() for audio, _ in batches)
-    note = f"{padding:.1%} padding; {differ / total:.2%} of the tokens are others than alone, in bfloat16"
+    speed, base, note = measure(device, timed)
     return [row("speech tokens, large-v3 up to layer 16, sound in memory", speed, "x real time", base, note)]
 
 

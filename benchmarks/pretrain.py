@@ -19,16 +19,14 @@ for the Trainer.
 
 import argparse
 import copy
-import ctypes
 import gc
 import json
 import logging
 import statistics
 import subprocess
+import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -63,93 +61,11 @@ from speechlm.tokens.rows import index_of, row_writer, write_index
 from speechlm.tokens.templates import Written
 from speechlm.tokens.vocab import Vocab
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.contest import SETTLE, WARM, Clocks, Relay, keep_memory, rotated
+
 NAMES = ("lightning", "plain", "dense", "hf grouped", "hf padded")
 SETTINGS = AdamWSettings(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, eps=1e-8, decay="constant", fused=True)
-WARM = 2  # steps of every turn that are not counted
-SETTLE = 2  # rounds of a relay that are not counted: until the process has all the memory that it needs
-
-
-class Clocks:
-    """Seconds between steps, and useful ids of each.
-
-    Args:
-        device: whose work is timed.
-        relay: on which other contestants take steps in between; without one this is alone.
-    """
-
-    def __init__(self, device: torch.device, relay: "Relay | None" = None) -> None:
-        self.device, self.relay = device, relay
-        self.seconds: list[float] = []
-        self.tokens: list[int] = []
-        self.at: float | None = None
-
-    def now(self) -> float:
-        """Processor time, or the clock's when the GPU has done everything."""
-        if self.device.type == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def step(self, tokens: int) -> None:
-        """A step has ended."""
-        if self.at is not None:
-            self.seconds.append(self.now() - self.at)
-            self.tokens.append(tokens)
-        if self.relay is not None:
-            self.relay.pass_on()
-        self.at = self.now()
-
-    def speed(self) -> float:
-        """Useful ids per second: of the steps together, warm-up left out (padded batches differ by far)."""
-        kept = slice(WARM - 1, None)
-        return sum(self.tokens[kept]) / sum(self.seconds[kept])
-
-
-class Relay:
-    """Contestants in threads of which one runs at a time, each for one step: what slows the machine down slows all of them."""
-
-    def __init__(self) -> None:
-        self._waiting: list[threading.Thread] = []  # the first of them runs
-        self._change = threading.Condition()
-
-    def run(self, contestants: Iterable[Callable[[], None]]) -> None:
-        """To the end of all.
-
-        Raises:
-            RuntimeError: one failed, of whatever.
-        """
-        failed: list[BaseException] = []
-
-        def body(contestant: Callable[[], None]) -> None:
-            try:
-                self._wait()
-                contestant()
-            except BaseException as error:
-                failed.append(error)
-            finally:
-                with self._change:
-                    self._waiting.pop(0)
-                    self._change.notify_all()
-
-        self._waiting = [threading.Thread(target=body, args=(contestant,), daemon=True) for contestant in contestants]
-        threads = list(self._waiting)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise RuntimeError("a contestant failed") from failed[0]
-
-    def pass_on(self) -> None:
-        """Let the next one take a step, and wait until it is this thread's turn again."""
-        with self._change:
-            self._waiting.append(self._waiting.pop(0))
-            self._change.notify_all()
-        self._wait()
-
-    def _wait(self) -> None:
-        with self._change:
-            self._change.wait_for(lambda: self._waiting[0] is threading.current_thread())
 
 
 class Bench:
@@ -371,9 +287,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for name, turn in turns.items():
                 _alone(bench, turn, memory, name)
             bench.steps = args.steps + WARM
-            _keep_memory()
+            keep_memory()
         for number in range(args.rounds + SETTLE * together):
-            names = _rotated(list(turns), number)
+            names = rotated(list(turns), number)
             if not together:
                 for name in names:
                     speeds[name].append(_alone(bench, turns[name], memory, name))
@@ -400,22 +316,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "ratios": ratios, "largest_change_across_documents": leakage, "padding_of_rows": round(padding, 4)}  # fmt: skip
 
 
-def _rotated(names: list[str], number: int) -> list[str]:
-    """Everyone is first in some round: what a turn leaves to the next, of memory above all, is left to everyone."""
-    first = number % len(names)
-    return names[first:] + names[:first]
-
-
 def _spread(values: list[float], digits: int = 1) -> dict[str, float]:
     middle, least, most = statistics.median(values), min(values), max(values)
     return {"median": round(middle, digits), "min": round(least, digits), "max": round(most, digits)}
-
-
-def _keep_memory() -> None:
-    """From here on the C library gives nothing back to the system: whoever grows first would pay for the pages of all."""
-    libc = ctypes.CDLL(None)
-    for option, value in ((-8, 1), (-1, 2**31 - 1), (-3, 2**30)):  # arenas, threshold of trimming, threshold of mapping
-        libc.mallopt(option, value)
 
 
 def _alone(bench: Bench, turn: Callable[[Clocks], None], memory: dict[str, float], name: str) -> float:
