@@ -21,6 +21,22 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+#: Files that take half a minute and more, mostly of waiting: begun first, they are not what everybody waits for at the end.
+LONG = (
+    "test_slurm.py",
+    "test_kills.py",
+    "test_wandb_away.py",
+    "test_speech_lm.py",
+    "test_plan.py",
+    "test_processes.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file the order stays."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def repeatable_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replies that nobody gave a seed get 0, 1, 2, … in every test: random weights may say anything, but always the same."""
