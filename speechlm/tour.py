@@ -54,6 +54,10 @@ def main() -> None:
     began = time.monotonic()
     out = args.out or Path("runs") / (f"{plan.name}_short" if args.short else plan.name)
     todo, record = Tour(plan, out, args.short).steps(), Record(out / "tour.json")
+    try:
+        record.require_order(todo)
+    except ValueError as error:
+        parser.error(str(error))
     run(todo, record, console)
     page = write_page(out, plan, todo, record)
     console.print(

@@ -120,11 +120,26 @@ def test_what_an_interrupted_command_left_is_made_anew_and_output_is_kept(
 
 
 def test_a_done_step_is_known_again_and_a_changed_one_is_not(tmp_path: Path):
-    step = Step("a", "speechlm.pack", ("--out", "x"), print)
+    config = tmp_path / "c.yaml"
+    config.write_text("rate: 1")
+    step = Step("a", "speechlm.fit", ("--config", str(config), "--out", "x"), print)
     Record(tmp_path / "tour.json").done(step, 1.26)
     again = Record(tmp_path / "tour.json")
-    assert again.is_done(step) and again.seconds[step.command] == 1.3
-    assert not again.is_done(Step("a", "speechlm.pack", ("--out", "y"), print))
+    assert again.is_done(step) and again.seconds(step) == 1.3
+    assert not again.is_done(Step("a", "speechlm.fit", ("--config", str(config), "--out", "y"), print))
+    config.write_text("rate: 2")
+    assert not again.is_done(step) and again.seconds(step) == 0.0
+
+
+def test_a_step_that_changed_is_not_done_under_those_that_were_made_from_it(tmp_path: Path):
+    first, second, third = (Step(name, "speechlm.pack", ("--out", name), print) for name in ("a", "b", "c"))
+    record = Record(tmp_path / "tour.json")
+    for step in (first, second):
+        record.done(step, 1.0)
+    record.require_order([first, second, third])  # interrupted, it goes on
+    other = Step("a", "speechlm.pack", ("--out", "a", "--more"), print)
+    with pytest.raises(ValueError, match=r"step 1, 'a', is to be run, but steps 2 were .* Take another --out"):
+        record.require_order([other, second, third])
 
 
 def test_a_short_tour_does_not_pass_for_a_whole_one(tmp_path: Path):

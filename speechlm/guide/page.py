@@ -26,11 +26,11 @@ def write_page(out: Path, plan: Plan, steps: list[Step], record: Record) -> Path
         Where it is.
     """
     made = Page("From a recording to a model that speaks: the tour", plan.lead)
-    minutes = sum(record.seconds.get(step.command, 0.0) for step in steps) / 60
+    minutes = sum(record.seconds(step) for step in steps) / 60
     made.heading("What was done", f"{len(steps)} commands, {minutes:.1f} minutes in all.")
     made.table(
         ["step", "seconds", "held out: at first, at last"],
-        [[s.title, f"{record.seconds.get(s.command, 0):.0f}", gain(out, s)] for s in steps],
+        [[s.title, f"{record.seconds(s):.0f}", gain(out, s)] for s in steps],
     )
     made.heading("Learning", "On what was held out. Step 0 is before anything was learnt here.")
     made.cards([card(picture(png, run), words(run)) for run, png in _curves(out, steps)])
