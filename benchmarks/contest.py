@@ -103,5 +103,7 @@ def rotated(names: list[str], number: int) -> list[str]:
 def keep_memory() -> None:
     """From here on the C library gives nothing back to the system: whoever grows first would pay for the pages of all."""
     libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # not glibc
+        return
     for option, value in ((-8, 1), (-1, 2**31 - 1), (-3, 2**30)):  # arenas, threshold of trimming, threshold of mapping
         libc.mallopt(option, value)
