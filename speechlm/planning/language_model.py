@@ -95,7 +95,8 @@ def cost_of(run: LMRun) -> LMCost:
     parameters = {id(p): p for p in whole.parameters()}
     trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
     count = sum(p.numel() for p in parameters.values())
-    head = whole.get_output_embeddings().weight.numel()
+    head_weight = whole.get_output_embeddings().weight
+    head, head_learns = head_weight.numel(), head_weight.requires_grad  # LoRA may leave it as it is
     in_layers = sum(p.numel() for block in blocks(whole) for p in block.parameters())
     layer, rest, again = layers_of(run)
     states = {
@@ -107,9 +108,10 @@ def cost_of(run: LMRun) -> LMCost:
     gradients = FLOAT * trained / run.shards
     activations = layer.kept * run.shape.num_hidden_layers + rest
     work = layers_of(replace(run, recompute=False))[0].kept if run.recompute else layer.kept
-    loss, useful = _loss(run, head), training_cost(whole)
+    head_gradient = _head_gradient(run, head) * head_learns
+    loss, useful = _loss(run, head) + head_gradient, training_cost(whole)
     full = {"activations": activations, "loss": loss} | ({"gradients": gradients} if run.accumulated > 1 else {})
-    empty = {"gradients": gradients + _waiting(run, head), "layer at work": work}
+    empty = {"gradients": gradients + _waiting(run) * head_gradient, "layer at work": work}
     fullest = max(full, empty, key=lambda parts: sum(parts.values()))
     products = 4 / 3 if run.chunk < run.predicting else 1.0
     done = useful.per_token * again + useful.per_target * run.predicted * products
@@ -186,21 +188,19 @@ def _copies(run: LMRun, count: int, in_layers: int, head: int, layers: int) -> f
 
 
 def _loss(run: LMRun, head: int) -> float:
-    """Bytes of head and losses in the backward pass: logits, the head's gradient, states and two gradients of them."""
+    """Bytes of head and losses in the backward pass beside the head's gradient: logits, states and two gradients of them."""
     size = HALF if run.mixed else FLOAT
     logits = size * run.chunk * run.vocab
     logits += FLOAT * PIECE["cuda"] if run.mixed else 0  # those of a piece in float32
-    return logits + _head_gradient(run, head) + 3 * size * run.predicting * head / run.vocab
+    return logits + 3 * size * run.predicting * head / run.vocab
 
 
-def _waiting(run: LMRun, head: int) -> float:
-    """Bytes of gradients of head and embedding at the end of the backward pass beside those that are kept.
+def _waiting(run: LMRun) -> int:
+    """Gradients of the size of the head's that are there at the end of the backward pass beside those that are kept.
 
     The head's waits for that of the embedding, with which it is summed if they are one; both wait to be spread over ranks.
     """
-    if run.shards > 1:
-        return 2 * _head_gradient(run, head)
-    return (run.shape.tie_word_embeddings + (run.accumulated > 1)) * _head_gradient(run, head)
+    return 2 if run.shards > 1 else run.shape.tie_word_embeddings + (run.accumulated > 1)
 
 
 def _head_gradient(run: LMRun, head: int) -> float:
