@@ -275,30 +275,10 @@ def _resident(name: str) -> float:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Every contestant, round after round."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, isolate_rng():
         bench = Bench(args, Path(folder))
         turns = {name: turn for name, turn in bench.turns().items() if name in args.only.split(",")}
-        speeds: dict[str, list[float]] = {name: [] for name in turns}
-        memory: dict[str, float] = {}
-        together = bench.device.type == "cpu"
-        if together:  # what each takes alone
-            bench.steps = WARM + 1
-            for name, turn in turns.items():
-                _alone(bench, turn, memory, name)
-            bench.steps = args.steps + WARM
-            keep_memory()
-        for number in range(args.rounds + SETTLE * together):
-            names = rotated(list(turns), number)
-            if not together:
-                for name in names:
-                    speeds[name].append(_alone(bench, turns[name], memory, name))
-                continue
-            relay = Relay()
-            clocks = {name: Clocks(bench.device, relay) for name in names}
-            relay.run([partial(turns[name], clocks[name]) for name in names])
-            for name in names if number >= SETTLE else ():
-                speeds[name].append(clocks[name].speed())
+        speeds, memory = (_step_by_step if bench.device.type == "cpu" else _round_by_round)(bench, turns, args.rounds)
         results = {name: _spread(of) | {"peak_gib": round(memory[name], 3)} for name, of in speeds.items()}
         pairs = [("lightning", name) for name in turns if name != "lightning"] + [("plain", "dense")]
         ratios = {f"{ours} to {theirs}": _spread([a / b for a, b in zip(speeds[ours], speeds[theirs], strict=True)], 3)
@@ -321,15 +301,46 @@ def _spread(values: list[float], digits: int = 1) -> dict[str, float]:
     return {"median": round(middle, digits), "min": round(least, digits), "max": round(most, digits)}
 
 
-def _alone(bench: Bench, turn: Callable[[Clocks], None], memory: dict[str, float], name: str) -> float:
-    """Speed of one contestant whose steps follow each other; its memory is noted."""
+Turns = dict[str, Callable[[Clocks], None]]
+Speeds = dict[str, list[float]]  # of every contestant, a number a round
+
+
+def _round_by_round(bench: Bench, turns: Turns, rounds: int) -> tuple[Speeds, dict[str, float]]:
+    """Speeds and memory of contestants one after the other."""
+    speeds: Speeds = {name: [] for name in turns}
+    memory = dict.fromkeys(turns, 0.0)
+    for number in range(rounds):
+        for name in rotated(list(turns), number):
+            speed, gib = _alone(bench, turns[name])
+            speeds[name].append(speed)
+            memory[name] = max(memory[name], gib)
+    return speeds, memory
+
+
+def _step_by_step(bench: Bench, turns: Turns, rounds: int) -> tuple[Speeds, dict[str, float]]:
+    """Memory of each alone, then speeds of all together."""
+    steps, bench.steps = bench.steps, WARM + 1
+    memory = {name: _alone(bench, turn)[1] for name, turn in turns.items()}
+    bench.steps = steps
+    keep_memory()
+    speeds: Speeds = {name: [] for name in turns}
+    for number in range(SETTLE + rounds):
+        relay, names = Relay(), rotated(list(turns), number)
+        clocks = {name: Clocks(bench.device, relay) for name in names}
+        relay.run([partial(turns[name], clocks[name]) for name in names])
+        for name in names if number >= SETTLE else ():
+            speeds[name].append(clocks[name].speed())
+    return speeds, memory
+
+
+def _alone(bench: Bench, turn: Callable[[Clocks], None]) -> tuple[float, float]:
+    """Speed of one contestant whose steps follow each other, and GiB."""
     clocks, watch = Clocks(bench.device), peak(bench.device)
     next(watch)
     turn(clocks)
     gc.collect()
     torch.cuda.empty_cache()
-    memory[name] = max(memory.get(name, 0.0), next(watch))
-    return clocks.speed()
+    return clocks.speed(), next(watch)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
