@@ -219,7 +219,7 @@ class Bench:
 
     @torch.no_grad()
     def leakage(self) -> float:
-        """Largest change of any logit of other documents when one document is changed; 0 is none at all."""
+        """Largest change of any logit of other documents when the first one is changed; 0 is none at all."""
         shape = copy.deepcopy(self.shape)
         shape.num_hidden_layers, shape.layer_types = (
             min(2, self.args.layers),
@@ -231,10 +231,12 @@ class Bench:
         ids, docs, places = (x.to(self.device) for x in (batch.ids, batch.doc_ids, batch.position_ids))
         with self.autocast():
             before = stage.model.logits(ids, docs, places)
-            mine = docs == 1
+            mine = torch.zeros_like(docs, dtype=torch.bool)
+            mine[0] = docs[0] == docs[0, 0]
             after = stage.model.logits(torch.where(mine, (ids + 1) % len(self.vocab), ids), docs, places)
         assert not torch.equal(before[mine], after[mine])
-        return float((before[~mine] - after[~mine]).abs().max())
+        others = (before - after).abs()[~mine]
+        return float(others.max()) if others.numel() else 0.0
 
 
 def shape_of(args: argparse.Namespace) -> PreTrainedConfig:
