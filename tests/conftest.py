@@ -14,8 +14,9 @@ import hypothesis
 import pytest
 import torch
 
-# A suite that gates changes is the same for everybody; `--hypothesis-profile default` looks for new examples.
+# A suite that gates changes is the same for everybody; `--hypothesis-profile explore` looks for new examples.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
