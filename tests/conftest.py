@@ -5,7 +5,9 @@ import os
 import secrets
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+if "OMP_NUM_THREADS" not in os.environ or "OMP_NUM_THREADS_OF_TESTS" in os.environ:  # workers inherit what is set here
+    os.environ["OMP_NUM_THREADS_OF_TESTS"] = "yes"
+    os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"

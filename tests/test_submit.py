@@ -44,11 +44,12 @@ def header(path: Path) -> dict[str, str]:
 
 
 def words_of_srun(path: Path, tmp_path: Path, **variables: str) -> list[list[str]]:
-    """What a script gives to `srun`, with a shell between them."""
+    """What a script gives to `srun`, with a shell between them; srun takes until the files in BEGUN are there."""
     bin_folder, out = tmp_path / "bin", tmp_path / "words"
     bin_folder.mkdir(exist_ok=True)
     (bin_folder / "srun").write_text(
         f"#!/bin/sh\nprintf '%s\\0' \"$@\" >> '{out}'\nprintf '\\n\\0' >> '{out}'\nenv > '{tmp_path}/env'\n"
+        "for file in $BEGUN; do for i in $(seq 400); do [ -s $file ] || sleep 0.05; done; done\n"
     )
     (bin_folder / "srun").chmod(0o755)
     slurm = {
@@ -172,6 +173,7 @@ def test_replicas_of_a_server_stand_beside_a_synthesis(tmp_path: Path, capsys: p
         CUDA_VISIBLE_DEVICES="5,6",
         SLURM_GPUS_ON_NODE="2",
         SGLANG_ARGS="--a b",
+        BEGUN=f"{tmp_path}/started.5 {tmp_path}/started.6",
     )
     urls = call[call.index("--engine.init_args.urls") + 1]
     assert urls.count("http://127.0.0.1:") == 2
