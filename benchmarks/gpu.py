@@ -160,7 +160,7 @@ OURS, TRAINER = "1.5B, Lightning's stack", "1.5B, Hugging Face's Trainer, batche
 
 def pretrain(device: str) -> list[Row]:
     """The 1.5B by Lightning's whole stack and by a loop."""
-    found = _pretrained(device, "lightning,plain", "--compile")
+    found = _pretrained(device, "lightning,plain", compiled=True)
     speeds = found["useful_tokens_per_sec"]
     ours, loop = speeds["lightning"], speeds["plain"]
     return [
@@ -174,20 +174,20 @@ def pretrain_hf(device: str) -> list[Row]:
     """The same by transformers' Trainer, not compiled: every batch has another length."""
     if not _has("accelerate"):
         return [row(TRAINER, 0.0, "", note="accelerate is not installed")]
-    theirs = _pretrained(device, "hf grouped")["useful_tokens_per_sec"]["hf grouped"]
+    theirs = _pretrained(device, "hf grouped", compiled=False)["useful_tokens_per_sec"]["hf grouped"]
     return [row(TRAINER, theirs["median"], "tokens/s", None, f"{theirs['peak_gib']} GiB")]
 
 
-def _pretrained(device: str, names: str, *more: str) -> dict[str, Any]:
+def _pretrained(device: str, names: str, compiled: bool) -> dict[str, Any]:
     from benchmarks.pretrain import arguments, run
 
     if device == "cuda":
         sizes = "--width 1536 --layers 28 --vocab 168960 --inner 8960 --heads 12 --kv_heads 2 --row_len 8192 --rows 2 --mean 1485"
         extra = "--steps 8 --rounds 1 --loss_chunk 1024 --precision bf16 --device cuda --recompute selective"
+        extra += " --compile" * compiled
     else:
         sizes, extra = "--width 32 --layers 1 --vocab 512 --row_len 64 --rows 2 --mean 20", "--steps 1 --rounds 1"
-    compiled = more if device == "cuda" else ()
-    return run(arguments([*sizes.split(), *extra.split(), *compiled, "--only", names]))
+    return run(arguments([*sizes.split(), *extra.split(), "--only", names]))
 
 
 def slice_9b(device: str) -> list[Row]:

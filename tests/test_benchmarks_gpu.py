@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("section", ["ceilings", "attention", "head", "tokenize"])
 def test_a_section_gives_rows_of_the_table(section: str):
     rows = gpu.SECTIONS[section][1]("cpu")
-    assert rows and all(row["value"] > 0 for row in rows)
+    assert len(rows) >= (1 if section == "tokenize" else 2) and all(row["value"] > 0 for row in rows)
     shown = gpu.table(json.loads(json.dumps(rows)), "header")
     assert shown.count("\n| ") == len(rows) + 1
     if section == "tokenize":
